@@ -1,0 +1,381 @@
+"""Everything that happens, as one discriminated union. The journal, the feed and `exec --json` carry these.
+
+An event is flat: `{"type", "v", "seq", "at", "swarm", "agent", ...}`. `agent` is the thread id of the agent
+whose history the event belongs to, None for the swarm's own. `seq` is dense per swarm and, like `at` and
+`swarm`, stamped by the store's writer: whoever makes an event leaves them out.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from core.domain.status import Usage, Wait
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+VERSION = 1
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=_snake):
+    v: int = VERSION
+    seq: int = 0
+    at: datetime = EPOCH
+    swarm: str = ""
+    agent: str | None = None
+
+
+# --- the swarm -------------------------------------------------------------------------------------------
+
+
+class SwarmStarted(Event, frozen=True, kw_only=True):
+    """The first event of a swarm (seq 1). `source`: console, exec, job or demo."""
+
+    title: str
+    cwd: str
+    model: str
+    source: str
+    server: str = ""
+    approval_policy: str = "untrusted"
+    sandbox: str = "workspace-write"
+    sandboxed: bool = False
+    """Whether commands really run in a sandbox on this machine."""
+    unattended: Literal["wait", "refuse"] = "wait"
+    slots: int = 17
+
+
+# --- agents and turns ------------------------------------------------------------------------------------
+
+
+class AgentSpawned(Event, frozen=True, kw_only=True):
+    """An agent's registration, its first event; `agent` is its own new thread id."""
+
+    path: str
+    nickname: str
+    role: str = "default"
+    model: str = ""
+    parent: str | None = None
+    """Thread id of the parent, None for a root."""
+    depth: int = 0
+    task: str = ""
+    """What it was asked for, in one line."""
+    call: str | None = None
+    """The parent's spawn call."""
+    job: str | None = None
+    item: str | None = None
+
+
+class AgentReady(Event, frozen=True, kw_only=True):
+    seconds: float = 0.0
+
+
+class AgentFailed(Event, frozen=True, kw_only=True):
+    """Start-up failed: the agent never had a turn."""
+
+    error: str
+
+
+class AgentWaits(Event, frozen=True, kw_only=True):
+    """The agent starts to wait (`wait` set) or goes on (`wait` None)."""
+
+    wait: Wait | None = None
+
+
+class AgentClosed(Event, frozen=True, kw_only=True):
+    by: str = ""
+
+
+class TurnStarted(Event, frozen=True, kw_only=True):
+    turn: str
+    cause: Literal["input", "mail", "resume"] = "input"
+
+
+class TurnCompleted(Event, frozen=True, kw_only=True):
+    turn: str
+    message: str | None = None
+    seconds: float = 0.0
+
+
+class TurnFailed(Event, frozen=True, kw_only=True):
+    turn: str
+    error: str
+    seconds: float = 0.0
+
+
+class TurnInterrupted(Event, frozen=True, kw_only=True):
+    """`by`: "operator", an agent's path, "engine"."""
+
+    turn: str
+    by: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+# --- the history of an agent -----------------------------------------------------------------------------
+
+
+class UserMessage(Event, frozen=True, kw_only=True):
+    """The operator's words, at the moment they enter the history."""
+
+    text: str
+    author: str = "operator"
+    mail: str | None = None
+
+
+class AgentMessage(Event, frozen=True, kw_only=True):
+    """Mail from another agent, at the moment it enters the history."""
+
+    kind: Literal["NEW_TASK", "MESSAGE", "FINAL_ANSWER"]
+    author: str
+    """Path of the sender."""
+    text: str
+    mail: str | None = None
+
+
+class AssistantMessage(Event, frozen=True, kw_only=True):
+    text: str
+    response: str = ""
+
+
+class Reasoning(Event, frozen=True, kw_only=True):
+    """A reasoning item. `item` is the server's own item, echoed back unchanged in later requests."""
+
+    summary: str = ""
+    item: dict[str, Any] | None = None
+
+
+class Notice(Event, frozen=True, kw_only=True):
+    """A line about the run itself: retries, markers, what was left out. Not sent to the model if `hidden`."""
+
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+    hidden: bool = True
+
+
+class ToolCalled(Event, frozen=True, kw_only=True):
+    """A tool call of the model. `arguments` is its JSON text as it came; `brief` one line for people."""
+
+    call: str
+    """Unique within the agent."""
+    name: str
+    arguments: str
+    brief: str = ""
+    category: str = "other"
+
+
+class ToolResult(Event, frozen=True, kw_only=True):
+    """One result event of a call: append-only, in order of `index` (0, 1, …)."""
+
+    call: str
+    index: int
+    source: str
+    status: str = ""
+    text: str = ""
+    about: str | None = None
+    """Thread id (or what the source said) of the agent this is about."""
+
+
+class ToolEnded(Event, frozen=True, kw_only=True):
+    """The call is over; `output` is what the model gets, None meaning the last result event's text."""
+
+    call: str
+    status: Literal["ok", "error", "refused", "aborted"] = "ok"
+    output: str | None = None
+    seconds: float = 0.0
+
+
+class ResponseCompleted(Event, frozen=True, kw_only=True):
+    """One response of the model is whole. Mail delivered before it counts as consumed."""
+
+    response: str
+    model: str = ""
+    usage: Usage | None = None
+    """None when the server said nothing."""
+    seconds: float = 0.0
+    attempts: int = 1
+
+
+class ModelRetry(Event, frozen=True, kw_only=True):
+    """A request will be repeated after `delay` seconds; `reason` names server, status and its message."""
+
+    attempt: int
+    delay: float
+    reason: str
+
+
+# --- mail ------------------------------------------------------------------------------------------------
+
+
+class MailQueued(Event, frozen=True, kw_only=True):
+    """A message for `agent`. It is delivered by the UserMessage or AgentMessage that carries its id."""
+
+    mail: str
+    author: str
+    """Path of the sender, or "operator"."""
+    kind: Literal["INPUT", "NEW_TASK", "MESSAGE", "FINAL_ANSWER"]
+    text: str
+    trigger: bool = False
+    """Whether it starts a turn of an idle agent."""
+
+
+# --- approvals -------------------------------------------------------------------------------------------
+
+
+class ApprovalRequested(Event, frozen=True, kw_only=True):
+    approval: str
+    call: str
+    command: str
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    reason: str = ""
+
+
+class ApprovalDecided(Event, frozen=True, kw_only=True):
+    approval: str
+    decision: Literal["approved", "denied", "aborted"]
+    by: str = ""
+
+
+# --- jobs ------------------------------------------------------------------------------------------------
+
+
+class JobCreated(Event, frozen=True, kw_only=True):
+    """`agent` is the agent that owns the job: its starter, or the job's own root."""
+
+    job: str
+    name: str
+    instruction: str
+    input_path: str
+    output_path: str | None
+    total: int
+    concurrency: int
+    max_attempts: int = 1
+    max_runtime_seconds: float = 1800
+    call: str | None = None
+
+
+class JobStarted(Event, frozen=True, kw_only=True):
+    job: str
+    concurrency: int
+
+
+class JobRowClaimed(Event, frozen=True, kw_only=True):
+    """A row goes to a worker. `worker` is the thread id that only this attempt has."""
+
+    job: str
+    item: str
+    row_index: int
+    attempt: int
+    worker: str
+
+
+class JobRowEnded(Event, frozen=True, kw_only=True):
+    """A row is over, or (status pending) goes back to the queue after a failed attempt."""
+
+    job: str
+    item: str
+    row_index: int
+    attempt: int
+    status: Literal["completed", "failed", "pending", "skipped"]
+    worker: str | None = None
+    result: str | None = None
+    """The accepted report, as JSON text."""
+    error: str | None = None
+
+
+class JobReportRefused(Event, frozen=True, kw_only=True):
+    """A report that came too late, twice, or from the wrong worker; kept, never counted."""
+
+    job: str
+    item: str
+    worker: str
+    reason: str
+    result: str = ""
+
+
+class JobEnded(Event, frozen=True, kw_only=True):
+    job: str
+    status: Literal["completed", "failed", "cancelled"]
+    error: str | None = None
+    by: str = ""
+
+
+class JobExported(Event, frozen=True, kw_only=True):
+    job: str
+    path: str
+    rows: int
+
+
+AnyEvent = (
+    SwarmStarted
+    | AgentSpawned
+    | AgentReady
+    | AgentFailed
+    | AgentWaits
+    | AgentClosed
+    | TurnStarted
+    | TurnCompleted
+    | TurnFailed
+    | TurnInterrupted
+    | UserMessage
+    | AgentMessage
+    | AssistantMessage
+    | Reasoning
+    | Notice
+    | ToolCalled
+    | ToolResult
+    | ToolEnded
+    | ResponseCompleted
+    | ModelRetry
+    | MailQueued
+    | ApprovalRequested
+    | ApprovalDecided
+    | JobCreated
+    | JobStarted
+    | JobRowClaimed
+    | JobRowEnded
+    | JobReportRefused
+    | JobEnded
+    | JobExported
+)
+
+TRANSCRIPT: tuple[type[Event], ...] = (
+    UserMessage,
+    AgentMessage,
+    AssistantMessage,
+    Reasoning,
+    Notice,
+    ToolCalled,
+    ToolResult,
+    ToolEnded,
+    ModelRetry,
+    TurnFailed,
+    TurnInterrupted,
+)
+"""The events that a transcript shows; a transcript page holds these and nothing else."""
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+def encode(event: Event) -> bytes:
+    """One line of JSON, without a newline."""
+    return _encoder.encode(event)
+
+
+def decode(line: bytes | str) -> AnyEvent:
+    """The event of one JSON line. Raises msgspec.ValidationError on an unknown type or a wrong field."""
+    return _decoder.decode(line)
+
+
+def type_name(event: Event | type[Event]) -> str:
+    """The `type` tag of an event."""
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag

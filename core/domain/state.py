@@ -1,0 +1,215 @@
+"""The state of one swarm: what the events so far add up to.
+
+Entries are frozen and replaced, containers are mutable: a shallow copy is a snapshot, and identity tells
+what changed. Only `core.domain.apply` changes them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from core.domain.events import EPOCH
+from core.domain.status import SETTLED, Status, Usage, Wait
+
+
+class AgentState(msgspec.Struct, frozen=True, kw_only=True):
+    thread: str
+    path: str
+    nickname: str
+    role: str = "default"
+    model: str = ""
+    parent: str | None = None
+    depth: int = 0
+    order: int = 0
+    """Place in spawn order, from 0."""
+    task: str = ""
+    status: Status = "pending_init"
+    status_message: str = ""
+    """The final message of `completed`, the error of `errored`, who it was for `interrupted`."""
+    wait: Wait | None = None
+    turn: str | None = None
+    """The running turn."""
+    turns: int = 0
+    calls: int = 0
+    failed_calls: int = 0
+    activity: str = ""
+    """The last thing it began: a call's name and brief."""
+    asks: int = 0
+    """Pending approvals of this agent."""
+    mail: int = 0
+    """Queued, not delivered."""
+    retries: int = 0
+    tokens: Usage | None = None
+    started_at: datetime = EPOCH
+    last_at: datetime = EPOCH
+    call: str | None = None
+    job: str | None = None
+    item: str | None = None
+
+    @property
+    def live(self) -> bool:
+        """Running, or about to: what an operator counts as live."""
+        return self.status in ("pending_init", "running")
+
+
+class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool call without an end; ended calls live in the journal and in transcripts only."""
+
+    call: str
+    thread: str
+    name: str
+    brief: str
+    events: int = 0
+    started_at: datetime = EPOCH
+
+
+class QueuedMail(msgspec.Struct, frozen=True, kw_only=True):
+    """Mail that is not delivered yet."""
+
+    thread: str
+    author: str
+    kind: str
+    trigger: bool
+    seq: int
+
+
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    approval: str
+    thread: str
+    call: str
+    command: str
+    argv: tuple[str, ...]
+    cwd: str
+    reason: str
+    at: datetime
+
+
+JobStatus = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
+
+
+class JobState(msgspec.Struct, frozen=True, kw_only=True):
+    job: str
+    name: str
+    owner: str | None = None
+    status: JobStatus = "pending"
+    instruction: str = ""
+    input_path: str = ""
+    output_path: str | None = None
+    concurrency: int = 16
+    total: int = 0
+    pending: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    created_at: datetime = EPOCH
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    last_error: str = ""
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed + self.skipped
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+
+class SwarmState(msgspec.Struct, kw_only=True):
+    """One swarm. `agents` is in spawn order; `approvals` and `calls` hold open ones only, oldest first."""
+
+    swarm: str
+    seq: int = 0
+    title: str = ""
+    cwd: str = ""
+    model: str = ""
+    server: str = ""
+    source: str = ""
+    approval_policy: str = "untrusted"
+    sandbox: str = "workspace-write"
+    sandboxed: bool = False
+    unattended: str = "wait"
+    slots: int = 17
+    started_at: datetime = EPOCH
+    last_at: datetime = EPOCH
+    root: str | None = None
+    tokens: Usage | None = None
+    agents: dict[str, AgentState] = {}
+    approvals: dict[str, Approval] = {}
+    calls: dict[str, OpenCall] = {}
+    """Keyed by `call_key`."""
+    mail: dict[str, QueuedMail] = {}
+    """Keyed by mail id, oldest first."""
+    jobs: dict[str, JobState] = {}
+
+    def copy(self) -> SwarmState:
+        """An independent state that shares the frozen entries."""
+        return msgspec.structs.replace(
+            self,
+            agents=dict(self.agents),
+            approvals=dict(self.approvals),
+            calls=dict(self.calls),
+            mail=dict(self.mail),
+            jobs=dict(self.jobs),
+        )
+
+    def by_path(self, path: str) -> AgentState | None:
+        """The agent that holds `path`: the open one if there is one, else the newest."""
+        found = None
+        for agent in self.agents.values():
+            if agent.path == path:
+                if agent.status != "shutdown":
+                    return agent
+                found = agent
+        return found
+
+    def children(self, thread: str) -> list[AgentState]:
+        return [a for a in self.agents.values() if a.parent == thread]
+
+    def quiet(self) -> bool:
+        """Whether nothing more will happen by itself: the root's last turn has an outcome, and no agent
+        runs, starts or has mail that will wake it, and no job is under way."""
+        root = self.agents.get(self.root) if self.root else None
+        if root is None or root.status not in SETTLED:
+            return False
+        if any(agent.live for agent in self.agents.values()):
+            return False
+        if any(job.status in ("pending", "running") for job in self.jobs.values()):
+            return False
+        deaf = ("interrupted", "shutdown", "errored")
+        return not any(
+            mail.trigger and (agent := self.agents.get(mail.thread)) is not None and agent.status not in deaf
+            for mail in self.mail.values()
+        )
+
+
+def call_key(thread: str, call: str) -> str:
+    return f"{thread}:{call}"
+
+
+class Changes(msgspec.Struct, kw_only=True):
+    """What an event touched: thread ids, approval ids, call keys, job ids; `swarm` for head-line fields."""
+
+    agents: set[str] = set()
+    approvals: set[str] = set()
+    calls: set[str] = set()
+    jobs: set[str] = set()
+    transcripts: set[str] = set()
+    swarm: bool = False
+
+    def merge(self, other: Changes) -> None:
+        self.agents |= other.agents
+        self.approvals |= other.approvals
+        self.calls |= other.calls
+        self.jobs |= other.jobs
+        self.transcripts |= other.transcripts
+        self.swarm = self.swarm or other.swarm
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.swarm or self.agents or self.approvals or self.calls or self.jobs or self.transcripts
+        )

@@ -1,0 +1,1 @@
+"""Model clients over httpx: requests out, a stream of typed events back. Retry and time-outs live here."""

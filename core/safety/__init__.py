@@ -1,0 +1,1 @@
+"""Defences that every room shares: text cleaning, redaction of secrets. No I/O."""

@@ -1,0 +1,174 @@
+"""SwarmView: one swarm as a face sees it. Feed items go in, marks of what changed come out."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from msgspec.structs import replace
+
+from core.domain.apply import apply
+from core.domain.commands import Batch, Delta, FeedItem, JobRow, JobRowsPage, Lagged, Snapshot, TranscriptPage
+from core.domain.events import AnyEvent, JobRowClaimed, JobRowEnded
+from core.domain.state import AgentState, Changes, SwarmState
+from core.safety.text import clean
+from core.view.cleaning import clean_struct
+from core.view.transcript import Transcript
+
+
+class JobRows:
+    """The rows of one job that a face has loaded, by row_index, kept current by events."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.rows: dict[int, JobRow] = {}
+        self.total = 0
+        self.seq = 0
+        self._late: list[JobRowClaimed | JobRowEnded] = []
+
+    def load(self, page: JobRowsPage) -> None:
+        """Take a page. Events that came after the page was read are applied on top of it."""
+        self.total = page.total
+        for row in page.rows:
+            self.rows[row.row_index] = clean_struct(row)
+        for event in self._late:
+            if event.seq > page.seq:
+                self._fold(event)
+        self.seq = max(self.seq, page.seq)
+
+    def apply(self, event: JobRowClaimed | JobRowEnded) -> None:
+        self._late.append(event)
+        del self._late[:-2000]
+        self._fold(event)
+
+    def _fold(self, event: JobRowClaimed | JobRowEnded) -> None:
+        row = self.rows.get(event.row_index)
+        if row is None:
+            return
+        at = event.at.isoformat().replace("+00:00", "Z")
+        if isinstance(event, JobRowClaimed):
+            fields = {"status": "running", "worker": event.worker, "started_at": at, "error": None}
+        else:
+            fields = {"status": event.status, "result": event.result, "error": event.error, "ended_at": at}
+        self.rows[event.row_index] = replace(row, attempt=event.attempt, **fields)
+
+
+class SwarmView:
+    """State, transcripts and job rows of one swarm. Not thread-safe: one loop feeds and reads it.
+
+    Agents, calls and jobs are in `state`. A transcript is folded only once it is loaded (`load_transcript`);
+    until then its events are dropped here, because a page brings them.
+    """
+
+    def __init__(self) -> None:
+        self.state = SwarmState(swarm="")
+        self.transcripts: dict[str, Transcript] = {}
+        self.job_rows: dict[str, JobRows] = {}
+        self.streaming: dict[str, str] = {}
+        """Text still being written, by thread."""
+        self.lagged = 0
+        self.reset = 0
+        """How often a snapshot replaced everything; loaded transcripts must be asked for again."""
+        self._changes = Changes()
+        self._streaming_response: dict[str, str] = {}
+        self._ahead: dict[str, list[AnyEvent]] = {}
+
+    def feed(self, item: FeedItem) -> None:
+        match item:
+            case Snapshot():
+                self._snapshot(item)
+            case Batch():
+                for event in item.events:
+                    self.apply(event)
+            case Delta():
+                self._delta(item)
+            case Lagged():
+                self.lagged += 1
+
+    def take_changes(self) -> Changes:
+        """What was touched since the last call."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def apply(self, event: AnyEvent) -> None:
+        """Fold one event, cleaned; an old one does nothing."""
+        if event.seq <= self.state.seq:
+            return
+        event = clean_struct(event)
+        changes = apply(self.state, event)
+        for thread in changes.transcripts:
+            if (transcript := self.transcripts.get(thread)) is not None:
+                transcript.apply(event)
+            elif (ahead := self._ahead.get(thread)) is not None:
+                ahead.append(event)
+        if isinstance(event, JobRowClaimed | JobRowEnded) and event.job in self.job_rows:
+            self.job_rows[event.job].apply(event)
+        self._changes.merge(changes)
+
+    def expect_transcript(self, thread: str) -> None:
+        """Call before asking for the newest page: events that arrive meanwhile are kept for it."""
+        self._ahead.setdefault(thread, [])
+
+    def load_transcript(self, thread: str, page: TranscriptPage) -> Transcript:
+        """Take a page: the newest (first call) or an older one. Returns the transcript."""
+        transcript = self.transcripts.get(thread)
+        if transcript is None:
+            transcript = self.transcripts[thread] = Transcript(thread)
+        transcript.prepend(page)
+        for event in self._ahead.pop(thread, []):
+            transcript.apply(event)
+        self._changes.transcripts.add(thread)
+        return transcript
+
+    def load_job_rows(self, job: str, page: JobRowsPage) -> JobRows:
+        rows = self.job_rows.setdefault(job, JobRows(job))
+        rows.load(page)
+        self._changes.jobs.add(job)
+        return rows
+
+    def watch_job(self, job: str) -> JobRows:
+        """Call before asking for the first page of a job's rows."""
+        return self.job_rows.setdefault(job, JobRows(job))
+
+    def agent(self, thread: str | None) -> AgentState | None:
+        return self.state.agents.get(thread) if thread is not None else None
+
+    def name_of(self, key: str | None) -> str:
+        """A short name for people of an agent that is given by thread id or path."""
+        if key is None:
+            return ""
+        agent = self.state.agents.get(key) or self.state.by_path(key)
+        return agent.nickname if agent is not None else key
+
+    def _snapshot(self, item: Snapshot) -> None:
+        state = item.state.copy()
+        for table in (state.agents, state.approvals, state.calls, state.jobs):
+            for key, entry in list(table.items()):
+                table[key] = cast("Any", clean_struct(entry))
+        self.state = clean_struct(state)
+        self.transcripts.clear()
+        self.job_rows.clear()
+        self._ahead.clear()
+        self.streaming = {s.thread: clean(s.text) for s in item.streaming}
+        self._streaming_response = {s.thread: s.response for s in item.streaming}
+        self.reset += 1
+        self._changes = Changes(
+            agents=set(state.agents),
+            approvals=set(state.approvals),
+            calls=set(state.calls),
+            jobs=set(state.jobs),
+            transcripts=set(state.agents),
+            swarm=True,
+        )
+
+    def _delta(self, item: Delta) -> None:
+        thread = item.thread
+        if item.offset == 0:
+            self.streaming[thread] = clean(item.text)
+            self._streaming_response[thread] = item.response
+        elif self._streaming_response.get(thread) == item.response:
+            self.streaming[thread] = self.streaming.get(thread, "") + clean(item.text)
+        if not self.streaming.get(thread):
+            self.streaming.pop(thread, None)
+            self._streaming_response.pop(thread, None)
+        self._changes.transcripts.add(thread)
+        self._changes.agents.add(thread)
