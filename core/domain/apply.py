@@ -139,7 +139,17 @@ def _turn_started(state: SwarmState, event: e.TurnStarted, changes: Changes) -> 
 def _turn_ended(state: SwarmState, event: e.Event, changes: Changes, status: str, message: str) -> None:
     agent = _agent(state, event)
     if agent is not None and agent.status != "shutdown":
-        _set(state, changes, agent, status=status, status_message=message, wait=None, turn=None, activity="")
+        _set(
+            state,
+            changes,
+            agent,
+            status=status,
+            status_message=message,
+            wait=None,
+            turn=None,
+            activity="",
+            outcome_seq=state.seq,
+        )
 
 
 def _turn_completed(state: SwarmState, event: e.TurnCompleted, changes: Changes) -> None:

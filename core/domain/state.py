@@ -33,6 +33,8 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     turn: str | None = None
     """The running turn."""
     turns: int = 0
+    outcome_seq: int = 0
+    """seq of the event that ended its last turn."""
     calls: int = 0
     failed_calls: int = 0
     activity: str = ""
@@ -180,11 +182,17 @@ class SwarmState(msgspec.Struct, kw_only=True):
             return False
         if any(job.status in ("pending", "running") for job in self.jobs.values()):
             return False
-        deaf = ("interrupted", "shutdown", "errored")
-        return not any(
-            mail.trigger and (agent := self.agents.get(mail.thread)) is not None and agent.status not in deaf
-            for mail in self.mail.values()
-        )
+        return not any(self.wakes(mail) for mail in self.mail.values())
+
+    def wakes(self, mail: QueuedMail) -> bool:
+        """Whether queued mail will start a turn of its idle agent. Interrupt beats mail (decision 20): after
+        one, only newer trigger mail counts. An agent whose start-up failed, or a closed one, is deaf."""
+        agent = self.agents.get(mail.thread)
+        if not mail.trigger or agent is None or agent.status == "shutdown":
+            return False
+        if agent.status == "errored" and agent.turns == 0:
+            return False
+        return agent.status != "interrupted" or mail.seq > agent.outcome_seq
 
 
 def call_key(thread: str, call: str) -> str:
