@@ -69,6 +69,10 @@ class AgentSpawned(Event, frozen=True, kw_only=True):
     """The parent's spawn call."""
     job: str | None = None
     item: str | None = None
+    fork: str = "none"
+    """`none`, `all` or a number of turns: what it took over of the parent's history (decision 22)."""
+    fork_seq: int = 0
+    """The parent's history up to and including this seq is what the fork refers to."""
 
 
 class AgentReady(Event, frozen=True, kw_only=True):

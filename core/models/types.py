@@ -3,7 +3,7 @@ which are Responses items (the one wire format whose history can carry reasoning
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import msgspec
@@ -75,7 +75,7 @@ class ModelClient(Protocol):
     server: str
     """The base URL, for people; never with credentials."""
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Deltas and retries as they come, then exactly one Completed; or ModelError. Closing the iterator
         (or cancelling the task) closes the connection."""
         ...

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from core.domain.apply import apply
 from core.domain.commands import Batch, Delta, FeedItem, JobRow, JobRowsPage, Lagged, Snapshot, TranscriptPage
-from core.domain.events import AnyEvent, JobRowClaimed, JobRowEnded
+from core.domain.events import AnyEvent, AssistantMessage, JobRowClaimed, JobRowEnded
 from core.domain.state import AgentState, Changes, SwarmState
 from core.safety.text import clean
 from core.view.cleaning import clean_struct
@@ -100,6 +100,9 @@ class SwarmView:
                 transcript.apply(event)
             elif (ahead := self._ahead.get(thread)) is not None:
                 ahead.append(event)
+        if isinstance(event, AssistantMessage) and event.agent is not None:
+            self.streaming.pop(event.agent, None)
+            self._streaming_response.pop(event.agent, None)
         if isinstance(event, JobRowClaimed | JobRowEnded) and event.job in self.job_rows:
             self.job_rows[event.job].apply(event)
         self._changes.merge(changes)

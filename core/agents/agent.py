@@ -1,0 +1,287 @@
+"""One live agent: its mailbox, its history, and the task in which its turns run one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from core.agents import prompts
+from core.agents.history import History
+from core.agents.slots import Slot
+from core.agents.turn import Turn, TurnEnd
+from core.domain import events as e
+from core.domain.ids import uuid7
+from core.domain.status import Wait
+from core.models.types import ModelError
+from core.store.store import StoreError
+from core.tools.base import Tool
+
+if TYPE_CHECKING:
+    from core.agents.swarm import Swarm
+
+log = logging.getLogger("watchroom.agents")
+ERROR_CHARS = 3600
+
+
+class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is, once and for all."""
+
+    thread: str
+    path: str
+    nickname: str
+    kind: str
+    """root, child or worker."""
+    parent: str | None
+    model: str
+    effort: str | None = None
+    max_tokens: int | None = None
+    role_text: str = ""
+
+
+class Interruption(msgspec.Struct, frozen=True):
+    by: str
+    reason: str = ""
+    wake_parent: bool = True
+
+
+class Agent:
+    """Owned by the swarm's task group through `run`. Only `run` ends turns; others ask it to."""
+
+    def __init__(self, swarm: Swarm, spec: AgentSpec, tools: Sequence[Tool], slot: Slot) -> None:
+        self.swarm = swarm
+        self.spec = spec
+        self.thread, self.path = spec.thread, spec.path
+        self.model, self.effort, self.max_tokens = spec.model, spec.effort, spec.max_tokens
+        self.tools = {tool.name: tool for tool in tools}
+        self.slot = slot
+        self.history = History(spec.path)
+        self.instructions = prompts.instructions(
+            path=spec.path,
+            nickname=spec.nickname,
+            kind=spec.kind,
+            cwd=str(swarm.config.cwd),
+            role_text=spec.role_text,
+        )
+        self.mail_came = asyncio.Event()
+        """Set while there is mail that this agent has not taken."""
+        self._mail: dict[str, e.MailQueued] = {}
+        self._born = swarm.clock.monotonic()
+        self._open_calls: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._closing: str | None = None
+        self._turn: asyncio.Task[TurnEnd] | None = None
+        self._turn_id = ""
+        self._interruption: Interruption | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.done = asyncio.Event()
+        """Set when the agent's task is over."""
+
+    # --- what others see and do --------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """In a turn, or in line for one."""
+        return self._turn is not None
+
+    def will_run(self) -> bool:
+        """Whether a turn runs or queued mail will start one."""
+        return self.busy or self._trigger() is not None
+
+    def on_event(self, event: e.Event) -> None:
+        """Take in one committed event of this agent, in order."""
+        self.history.add(event)
+        match event:
+            case e.MailQueued():
+                self._mail[event.mail] = event
+                self.mail_came.set()
+                if event.trigger:
+                    self._wake.set()
+            case e.UserMessage() | e.AgentMessage():
+                self._mail.pop(event.mail or "", None)
+                if not self._mail:
+                    self.mail_came.clear()
+            case e.ToolCalled():
+                self._open_calls[event.call] = 0
+            case e.ToolResult():
+                if event.call in self._open_calls:
+                    self._open_calls[event.call] = event.index + 1
+            case e.ToolEnded():
+                self._open_calls.pop(event.call, None)
+            case _:
+                return
+
+    def has_input(self) -> bool:
+        """Whether the operator typed something that no turn has taken yet."""
+        return any(mail.kind == "INPUT" for mail in self._mail.values())
+
+    def peek_mail(self) -> Sequence[e.MailQueued]:
+        return tuple(self._mail.values())
+
+    def take_mail(self) -> list[e.Event]:
+        """Everything queued, as the events that put it into the history: the operator's words first.
+
+        It stays queued until those events are committed, so that nothing is lost with a cancelled turn.
+        """
+        typed = [m for m in self._mail.values() if m.kind == "INPUT"]
+        others = [m for m in self._mail.values() if m.kind != "INPUT"]
+        delivered: list[e.Event] = [
+            e.UserMessage(agent=self.thread, text=m.text, author=m.author, mail=m.mail) for m in typed
+        ]
+        for m in others:
+            assert m.kind != "INPUT"
+            delivered.append(
+                e.AgentMessage(agent=self.thread, kind=m.kind, author=m.author, text=m.text, mail=m.mail)
+            )
+        return delivered
+
+    async def interrupt(self, interruption: Interruption) -> bool:
+        """Stop the turn that runs or waits for its slot; returns when that is recorded.
+
+        False: there was none, or it ended by itself first.
+        """
+        if self._turn is None:
+            return False
+        if self._interruption is None:
+            self._interruption = interruption
+            self._turn.cancel()
+        await self._idle.wait()
+        state = self.swarm.state.agents.get(self.thread)
+        return state is not None and state.status == "interrupted"
+
+    async def close(self, by: str) -> None:
+        """Stop the turn, record the close, end the task."""
+        if self._closing is None:
+            self._closing = by
+            self._wake.set()
+        await self.interrupt(Interruption(by, "closed", wake_parent=False))
+        await self.done.wait()
+
+    # --- the task ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        try:
+            seconds = round(self.swarm.clock.monotonic() - self._born, 3)
+            await self.swarm.append([e.AgentReady(agent=self.thread, seconds=seconds)])
+            while self._closing is None:
+                if self._trigger() is None:
+                    self.slot.release()
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._one_turn()
+            await self.swarm.append([e.AgentClosed(agent=self.thread, by=self._closing)])
+        finally:
+            self.slot.release()
+            self.done.set()
+
+    def _trigger(self) -> e.MailQueued | None:
+        """The mail that starts the next turn. After an interrupt only newer mail counts (decision 20)."""
+        state = self.swarm.state.agents.get(self.thread)
+        floor = state.outcome_seq if state is not None and state.status == "interrupted" else 0
+        return next((mail for mail in self._mail.values() if mail.trigger and mail.seq > floor), None)
+
+    async def _one_turn(self) -> None:
+        trigger = self._trigger()
+        cause = "input" if trigger is not None and trigger.kind == "INPUT" else "mail"
+        self._turn_id = uuid7()
+        self._interruption = None
+        self._idle.clear()
+        started = self.swarm.clock.monotonic()
+        self._turn = task = asyncio.create_task(self._turn_body(cause), name=f"turn {self.path}")
+        try:
+            await asyncio.wait({task})
+            seconds = round(self.swarm.clock.monotonic() - started, 3)
+            await self._settle(task, seconds)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            if self._trigger() is None or self._closing is not None:
+                self.slot.release()
+            self._turn = None
+            self._idle.set()
+
+    async def _turn_body(self, cause: str) -> TurnEnd:
+        await self.ensure_slot()
+        return await Turn(self, self._turn_id).run(cause)
+
+    async def ensure_slot(self) -> None:
+        """Hold an execution slot; say so while that means waiting in line."""
+        if self.slot.take():
+            return
+        await self.swarm.append([e.AgentWaits(agent=self.thread, wait=Wait(reason="slot"))])
+        await self.slot.acquire()
+        await self.swarm.append([e.AgentWaits(agent=self.thread, wait=None)])
+
+    async def _settle(self, task: asyncio.Task[TurnEnd], seconds: float) -> None:
+        """Record how the turn ended, with the mail that tells the parent, in one transaction."""
+        turn = self._turn_id
+        if task.cancelled():
+            await self._settle_interrupted(turn, seconds)
+            return
+        error = task.exception()
+        if error is None:
+            end = task.result()
+            done = e.TurnCompleted(agent=self.thread, turn=turn, message=end.message, seconds=seconds)
+            await self.swarm.append([*end.events, done, *self._tell_parent(end.message or "")])
+            return
+        if isinstance(error, StoreError):
+            raise error
+        if isinstance(error, ModelError):
+            text = str(error)
+        else:
+            log.error("turn of %s failed", self.path, exc_info=error)
+            text = f"internal error: {error!r}"
+        text = text[:ERROR_CHARS]
+        failed = e.TurnFailed(agent=self.thread, turn=turn, error=text, seconds=seconds)
+        closing = await self._abort_calls(f"the turn failed: {text}")
+        await self.swarm.append(
+            [*closing, failed, *self._tell_parent(prompts.errored_notice(self.path, text))]
+        )
+
+    async def _settle_interrupted(self, turn: str, seconds: float) -> None:
+        why = self._interruption or Interruption("engine", "the swarm is ending", wake_parent=False)
+        aborted = await self._abort_calls(f"aborted: interrupted by {why.by} after {seconds:.1f} s")
+        ended: list[e.Event] = [*aborted]
+        if self.swarm.config.interrupt_message:
+            marker = prompts.INTERRUPTED.format(who=f"by {why.by}")
+            ended.append(e.Notice(agent=self.thread, text=marker, level="warning", hidden=False))
+        ended.append(
+            e.TurnInterrupted(agent=self.thread, turn=turn, by=why.by, reason=why.reason, seconds=seconds)
+        )
+        ended += self._tell_parent(prompts.interrupted_notice(self.path, why.by), wake=why.wake_parent)
+        await self.swarm.append(ended)
+
+    async def _abort_calls(self, text: str) -> list[e.Event]:
+        """Withdraw approvals, let writes on their way land, then give every open call an aborted end."""
+        settled: list[e.Event] = [e.AgentWaits(agent=self.thread, wait=None)]
+        await self.swarm.append(settled + self.swarm.approvals.abort(self.thread, "the turn ended"))
+        events: list[e.Event] = []
+        for call, index in self._open_calls.items():
+            events.append(
+                e.ToolResult(
+                    agent=self.thread, call=call, index=index, source="engine", status="aborted", text=text
+                )
+            )
+            events.append(e.ToolEnded(agent=self.thread, call=call, status="aborted"))
+        return events
+
+    def _tell_parent(self, text: str, *, wake: bool = True) -> list[e.Event]:
+        """The mail that brings a child's outcome to its parent; none for roots, workers and closed agents."""
+        if self.spec.kind != "child" or self.spec.parent is None or self._closing is not None:
+            return []
+        return [
+            e.MailQueued(
+                agent=self.spec.parent,
+                mail=uuid7(),
+                author=self.path,
+                kind="FINAL_ANSWER",
+                text=text,
+                trigger=wake and self.swarm.config.limits.wake_parent,
+            )
+        ]

@@ -1,0 +1,40 @@
+"""What one swarm runs with: plain values, decided before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from core.domain.limits import Limits
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True):
+    """A named set of instructions and limits. None means: as the parent has it."""
+
+    description: str = ""
+    instructions: str = ""
+    model: str | None = None
+    reasoning_effort: str | None = None
+    max_tokens: int | None = None
+    tools: tuple[str, ...] | None = None
+    """Names of the tools it may use; None: all."""
+
+
+class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
+    cwd: Path
+    model: str
+    limits: Limits = Limits()
+    unattended: Literal["wait", "refuse"] = "wait"
+    approval_policy: str = "untrusted"
+    sandbox: str = "workspace-write"
+    sandboxed: bool = False
+    subagents: bool = True
+    """Whether agents may spawn."""
+    subagent_model: str | None = None
+    subagent_effort: str | None = None
+    roles: Mapping[str, Role] = {}
+    interrupt_message: bool = True
+    """Whether the model is told that its turn was interrupted."""

@@ -1,0 +1,426 @@
+"""The control plane of one swarm: who exists, who runs, who talks to whom, who stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
+
+from core.agents.agent import Agent, AgentSpec, Interruption
+from core.agents.approvals import Approvals
+from core.agents.config import Role, SwarmConfig
+from core.agents.registry import Registry, UnknownAgent
+from core.agents.slots import Slot, SlotPool
+from core.clock import Clock
+from core.domain import events as e
+from core.domain.commands import Delta
+from core.domain.ids import uuid7
+from core.domain.limits import LimitError
+from core.domain.paths import depth
+from core.domain.state import AgentState, SwarmState
+from core.domain.status import SETTLED
+from core.models.types import ModelClient
+from core.safety.text import clean_line, shorten
+from core.store.store import Store
+from core.tools.base import Tool
+
+log = logging.getLogger("watchroom.agents")
+TASK_CHARS = 200
+WIND_DOWN_SECONDS = 20
+_OUTCOMES = (e.TurnCompleted, e.TurnFailed, e.TurnInterrupted, e.AgentClosed, e.AgentFailed)
+
+
+class Refused(Exception):
+    """A command that the rules do not allow; the message says which rule."""
+
+
+class Swarm:
+    """One swarm. `serve` owns every task of it; the other methods are called from anywhere on its loop.
+
+    `tools` is asked once per agent for the tools it gets: (kind, spec) → tools.
+    """
+
+    def __init__(
+        self,
+        *,
+        swarm: str,
+        store: Store,
+        model: ModelClient,
+        config: SwarmConfig,
+        clock: Clock,
+        tools: Callable[[AgentSpec], Sequence[Tool]],
+        publish: Callable[[Delta], None],
+    ) -> None:
+        self.id = swarm
+        self.store = store
+        self.model = model
+        self.config = config
+        self.clock = clock
+        self.publish = publish
+        self.registry = Registry(config.limits)
+        self.slots = SlotPool(max(config.limits.max_threads - 1, 0))
+        self.approvals = Approvals(self.append, config.unattended)
+        self.agents: dict[str, Agent] = {}
+        """Live agents by thread id."""
+        self.root: Agent | None = None
+        self._tools = tools
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[Swarm]:
+        """Inside, the swarm lives; on leaving, every turn is interrupted and recorded, every task awaited."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                yield self
+            finally:
+                await self._wind_down()
+
+    async def _wind_down(self) -> None:
+        """Nothing here creates tasks in the group: it may be the group that is failing."""
+        self._ending.set()
+        stops = [
+            agent.interrupt(Interruption("engine", "the swarm is ending", wake_parent=False))
+            for agent in self.agents.values()
+            if agent.busy
+        ]
+        try:
+            async with self.clock.timeout(WIND_DOWN_SECONDS):
+                await asyncio.gather(*stops)
+        except TimeoutError:
+            log.warning("swarm %s: some turns did not stop within %d s", self.id, WIND_DOWN_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def state(self) -> SwarmState:
+        return self.store.state(self.id)
+
+    async def append(self, events: Sequence[e.Event]) -> Sequence[e.AnyEvent]:
+        """Record events of this swarm, atomically; returns when they are durable."""
+        if not events:
+            return []
+        return await self.store.append(self.id, events)
+
+    def on_commit(self, events: Iterable[e.AnyEvent]) -> None:
+        """Called for every committed batch, in order, before those who appended it go on."""
+        for event in events:
+            if event.agent is None:
+                continue
+            if (agent := self.agents.get(event.agent)) is not None:
+                agent.on_event(event)
+            typed = isinstance(event, e.MailQueued) and event.kind == "INPUT"
+            if typed or isinstance(event, _OUTCOMES):
+                for watcher in self._watchers.get(event.agent, ()):
+                    watcher.set()
+
+    # --- spawning ----------------------------------------------------------------------------------------
+
+    async def start_root(self, task: str | None, title: str = "") -> Agent:
+        """The root, running `task` if there is one, else idle until it is given input."""
+        agent = await self._spawn(
+            parent=None, name="root", kind="root", task=title or task or "", model=self.config.model
+        )
+        self.root = agent
+        if task is not None:
+            await self.send_input(agent.thread, task, by="operator")
+        return agent
+
+    async def spawn(
+        self,
+        parent: Agent,
+        *,
+        name: str,
+        message: str,
+        fork: str = "none",
+        role: str | None = None,
+        model: str | None = None,
+        effort: str | None = None,
+        call: str | None = None,
+    ) -> Agent:
+        """A sub-agent with its first task. Raises PathError, LimitError or Refused; then nothing is left."""
+        if self.slots.capacity < 1:
+            raise LimitError(
+                "max_threads",
+                self.config.limits.max_threads,
+                "the root itself takes the only slot; do it yourself",
+            )
+        if self._ending.is_set():
+            raise Refused("the swarm is ending; nothing new is started")
+        settings = self.role(role)
+        return await self._spawn(
+            parent=parent,
+            name=name,
+            kind="child",
+            task=message,
+            first=message,
+            fork=fork,
+            role=role,
+            model=model or settings.model or self.config.subagent_model or parent.model,
+            effort=effort or settings.reasoning_effort or self.config.subagent_effort or parent.effort,
+            settings=settings,
+            call=call,
+        )
+
+    def role(self, name: str | None) -> Role:
+        if name is None or name == "default":
+            return self.config.roles.get("default", Role())
+        try:
+            return self.config.roles[name]
+        except KeyError:
+            known = ", ".join(sorted({"default", *self.config.roles}))
+            raise Refused(f"there is no role {name!r}; the roles are: {known}") from None
+
+    async def _spawn(
+        self,
+        *,
+        parent: Agent | None,
+        name: str,
+        kind: str,
+        task: str,
+        model: str,
+        first: str | None = None,
+        fork: str = "none",
+        role: str | None = None,
+        effort: str | None = None,
+        settings: Role | None = None,
+        call: str | None = None,
+        thread: str | None = None,
+        extra_tools: Sequence[Tool] = (),
+        job: str | None = None,
+        item: str | None = None,
+    ) -> Agent:
+        if self._ending.is_set():
+            raise Refused("the swarm is ending; nothing new is started")
+        if parent is not None and self.slots.capacity < 1:
+            held = "the root itself takes the only slot; do it yourself"
+            raise LimitError("max_threads", self.config.limits.max_threads, held)
+        settings = settings or Role()
+        path, nickname = self.registry.reserve(parent.path if parent else None, name)
+        try:
+            spec = AgentSpec(
+                thread=thread or uuid7(),
+                path=path,
+                nickname=nickname,
+                kind=kind,
+                parent=parent.thread if parent else None,
+                model=model,
+                effort=effort,
+                max_tokens=settings.max_tokens,
+                role_text=settings.instructions,
+            )
+            agent = self._make(spec, settings, extra_tools)
+            if parent is not None and fork != "none":
+                agent.history.items[:] = parent.history.fork(None if fork == "all" else int(fork))
+            events: list[e.Event] = [
+                e.AgentSpawned(
+                    agent=spec.thread,
+                    path=path,
+                    nickname=nickname,
+                    role=role or "default",
+                    model=model,
+                    parent=spec.parent,
+                    depth=depth(path),
+                    task=shorten(clean_line(task), TASK_CHARS),
+                    call=call,
+                    job=job,
+                    item=item,
+                    fork=fork,
+                    fork_seq=self.state.seq if fork != "none" else 0,
+                )
+            ]
+            if first is not None:
+                author = parent.path if parent else "operator"
+                events.append(self._mail(spec.thread, author, "NEW_TASK", first, trigger=True))
+            # From here on its events reach it; the task that runs it starts once it is on disk.
+            self.agents[spec.thread] = agent
+            self.registry.commit(path, spec.thread)
+            await self._register(agent, events)
+        except BaseException:
+            if not self._running(path):
+                self._forget(path)
+            raise
+        return agent
+
+    async def _register(self, agent: Agent, events: Sequence[e.Event]) -> None:
+        """Record the agent, then start it. A caller that is cancelled meanwhile leaves no half of it."""
+        write = asyncio.ensure_future(self.append(events))
+        try:
+            await asyncio.shield(write)
+        except asyncio.CancelledError:
+            await asyncio.wait({write})
+            if write.exception() is None:
+                self._start(agent)
+            raise
+        self._start(agent)
+
+    def _running(self, path: str) -> bool:
+        return any(task.get_name() == f"agent {path}" for task in self._tasks)
+
+    def _make(self, spec: AgentSpec, settings: Role, extra_tools: Sequence[Tool]) -> Agent:
+        tools = [*self._tools(spec), *extra_tools]
+        if settings.tools is not None:
+            tools = [tool for tool in tools if tool.name in settings.tools or tool in extra_tools]
+        return Agent(self, spec, tools, Slot(None if spec.kind == "root" else self.slots))
+
+    def _start(self, agent: Agent) -> None:
+        assert self._group is not None, "a swarm serves before it spawns"
+        task = self._group.create_task(agent.run(), name=f"agent {agent.path}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget(self, path: str) -> None:
+        self.registry.release(path)
+        for thread in [t for t, agent in self.agents.items() if agent.path == path]:
+            del self.agents[thread]
+
+    # --- finding -----------------------------------------------------------------------------------------
+
+    def find(self, caller: str, target: str) -> Agent:
+        """The live agent that a tool's `target` means. Raises UnknownAgent or PathError."""
+        return self.agents[self.registry.find(caller, target)]
+
+    def live(self, thread: str) -> Agent:
+        """Raises UnknownAgent, with the reason, if no such agent is open."""
+        agent = self.agents.get(thread)
+        if agent is None:
+            known = self.state.agents.get(thread)
+            what = f"{known.nickname} ({known.path}) is closed" if known else f"there is no agent {thread}"
+            raise UnknownAgent(what)
+        return agent
+
+    def below(self, agent: Agent) -> list[Agent]:
+        """Live descendants, parents before children."""
+        found, level = [], [agent.thread]
+        while level:
+            children = [a for a in self.agents.values() if a.spec.parent in level]
+            found += children
+            level = [a.thread for a in children]
+        return found
+
+    # --- talking -----------------------------------------------------------------------------------------
+
+    async def send_input(self, thread: str, text: str, by: str) -> None:
+        """The operator's words: they start a turn of an idle agent and join a running one."""
+        agent = self.live(thread)
+        await self.append([self._mail(agent.thread, by, "INPUT", text, trigger=True)])
+
+    async def send_message(self, sender: Agent, target: Agent, text: str, *, trigger: bool) -> None:
+        kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"
+        await self.append([self._mail(target.thread, sender.path, kind, text, trigger=trigger)])
+
+    def _mail(
+        self,
+        thread: str,
+        author: str,
+        kind: Literal["INPUT", "NEW_TASK", "MESSAGE", "FINAL_ANSWER"],
+        text: str,
+        *,
+        trigger: bool,
+    ) -> e.MailQueued:
+        return e.MailQueued(agent=thread, mail=uuid7(), author=author, kind=kind, text=text, trigger=trigger)
+
+    # --- waiting -----------------------------------------------------------------------------------------
+
+    def settled(self, thread: str) -> bool:
+        """Whether an agent has an outcome and nothing queued that will change it."""
+        state = self.state.agents.get(thread)
+        if state is None or state.status == "shutdown":
+            return True
+        agent = self.agents.get(thread)
+        if agent is not None and agent.will_run():
+            return False
+        return state.status in SETTLED
+
+    @contextmanager
+    def watching(self, threads: Iterable[str], event: asyncio.Event) -> Iterator[None]:
+        """While inside, `event` is set whenever one of the agents gets an outcome, or the operator's words."""
+        threads = list(threads)
+        for thread in threads:
+            self._watchers.setdefault(thread, set()).add(event)
+        try:
+            yield
+        finally:
+            for thread in threads:
+                watchers = self._watchers[thread]
+                watchers.discard(event)
+                if not watchers:
+                    del self._watchers[thread]
+
+    # --- stopping ----------------------------------------------------------------------------------------
+
+    async def interrupt(self, thread: str, *, by: str, cascade: bool = False, tell: bool = True) -> list[str]:
+        """Stop the turn of one agent, or with `cascade` of everything below it too; who was stopped."""
+        agent = self.live(thread)
+        targets = [agent, *self.below(agent)] if cascade else [agent]
+        stopped = {a.thread for a in targets}
+        results = await asyncio.gather(
+            *(
+                a.interrupt(Interruption(by, "", wake_parent=tell and a.spec.parent not in stopped))
+                for a in targets
+            )
+        )
+        return [a.thread for a, hit in zip(targets, results, strict=True) if hit]
+
+    async def close(self, thread: str, *, by: str) -> list[str]:
+        """End an agent and everything below it, deepest first; frees paths and totals."""
+        agent = self.live(thread)
+        closed = []
+        for target in [*reversed(self.below(agent)), agent]:
+            await target.close(by)
+            self.registry.release(target.path)
+            self.agents.pop(target.thread, None)
+            closed.append(target.thread)
+        return closed
+
+    # --- jobs --------------------------------------------------------------------------------------------
+
+    async def run_worker(
+        self,
+        *,
+        owner: str,
+        thread: str,
+        name: str,
+        task: str,
+        message: str,
+        tools: Sequence[Tool],
+        job: str,
+        item: str,
+        model: str | None = None,
+        role: str | None = None,
+    ) -> AgentState:
+        """One job worker from birth to close; returns its state after its turn. Cancelling closes it."""
+        parent = self.live(owner)
+        settings = self.role(role)
+        over = asyncio.Event()
+        try:
+            await self._spawn(
+                parent=parent,
+                name=name,
+                kind="worker",
+                task=task,
+                first=message,
+                role=role,
+                model=model or settings.model or self.config.subagent_model or parent.model,
+                effort=settings.reasoning_effort or self.config.subagent_effort or parent.effort,
+                settings=settings,
+                thread=thread,
+                extra_tools=tools,
+                job=job,
+                item=item,
+            )
+            with self.watching([thread], over):
+                while not self.settled(thread):
+                    over.clear()
+                    await over.wait()
+            return self.state.agents[thread]
+        finally:
+            if thread in self.agents:
+                await self.close(thread, by=f"job {job[:8]}")

@@ -1,0 +1,212 @@
+"""One turn: requests with the whole history until an answer comes without tool calls."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from core.agents.calls import CallRunner, brief_of
+from core.domain import events as e
+from core.domain.commands import Delta
+from core.domain.status import Wait
+from core.models.types import Completed, ModelRequest, Retrying, TextDelta
+
+if TYPE_CHECKING:
+    from core.agents.agent import Agent
+
+
+class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How a turn ended by itself: its answer, and events that belong into the transaction that ends it."""
+
+    message: str | None
+    events: list[e.Event]
+
+
+class Turn:
+    def __init__(self, agent: Agent, turn: str) -> None:
+        self._agent = agent
+        self._swarm = agent.swarm
+        self.id = turn
+        self._requests = 0
+        self._waiting = False
+
+    async def run(self, cause: str) -> TurnEnd:
+        """Raises ModelError when the model cannot answer. Cancelling stops everything it has started."""
+        start: list[e.Event] = [e.TurnStarted(agent=self._agent.thread, turn=self.id, cause=_cause(cause))]
+        message: str | None = None
+        self._seconds = 0.0
+        while True:
+            start += self._agent.take_mail()
+            if start:
+                await self._swarm.append(start)
+            start = []
+            await self._agent.ensure_slot()
+            response = await self._sample()
+            events, calls, text = self._record(response)
+            message = text if text is not None else message
+            if not calls:
+                if self._agent.has_input():
+                    # What the operator typed meanwhile joins this turn instead of waiting for the next.
+                    await self._swarm.append(events)
+                    continue
+                return TurnEnd(message=message, events=events)
+            await self._swarm.append(events)
+            if await CallRunner(self._agent).run(calls):
+                return TurnEnd(message=message, events=[])
+
+    async def _sample(self) -> Completed:
+        """One response, whole. Streams its text to the overlay; retries are recorded as they happen."""
+        agent, swarm = self._agent, self._swarm
+        self._requests += 1
+        request = ModelRequest(
+            model=agent.model,
+            instructions=agent.instructions,
+            input=list(agent.history.items),
+            tools=[tool.definition() for tool in agent.tools.values()],
+            cache_key=agent.thread,
+            reasoning_effort=agent.effort,
+            max_output_tokens=agent.max_tokens,
+        )
+        overlay = Overlay(self, f"{self.id}:{self._requests}")
+        started = swarm.clock.monotonic()
+        try:
+            async with aclosing(swarm.model.stream(request)) as stream:
+                async for event in stream:
+                    if isinstance(event, Retrying):
+                        await self._retrying(event)
+                        continue
+                    await self._goes_on()
+                    if isinstance(event, TextDelta):
+                        overlay.add(event)
+                    else:
+                        self._seconds = swarm.clock.monotonic() - started
+                        return event
+        except BaseException:
+            overlay.end()
+            raise
+        raise RuntimeError("a model stream ended without Completed and without ModelError")
+
+    async def _retrying(self, event: Retrying) -> None:
+        thread = self._agent.thread
+        wait = Wait(
+            reason="rate_limit" if event.rate_limited else "retry",
+            detail=event.reason,
+            until=self._swarm.clock.now() + timedelta(seconds=event.delay),
+        )
+        self._waiting = True
+        await self._swarm.append(
+            [
+                e.ModelRetry(agent=thread, attempt=event.attempt, delay=event.delay, reason=event.reason),
+                e.AgentWaits(agent=thread, wait=wait),
+            ]
+        )
+
+    async def _goes_on(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=None)])
+
+    def _record(self, response: Completed) -> tuple[list[e.Event], list[e.ToolCalled], str | None]:
+        """The events of a whole response, its calls, and the text of its last message."""
+        thread = self._agent.thread
+        events: list[e.Event] = []
+        calls: list[e.ToolCalled] = []
+        text: str | None = None
+        for item in response.items:
+            kind = item.get("type")
+            if kind == "message":
+                if said := message_text(item):
+                    text = said
+                    events.append(e.AssistantMessage(agent=thread, text=said, response=response.response))
+            elif kind == "reasoning":
+                events.append(_reasoning(thread, item))
+            elif kind == "function_call":
+                call = self._call(item, {c.call for c in calls})
+                calls.append(call)
+                events.append(call)
+            else:
+                note = f"the model sent an item of type {kind!r}, which is not supported and was left out"
+                events.append(e.Notice(agent=thread, text=note, level="warning"))
+        if response.incomplete:
+            note = f"the server ended the answer early: {response.incomplete}"
+            events.append(e.Notice(agent=thread, text=note, level="warning"))
+        events.append(
+            e.ResponseCompleted(
+                agent=thread,
+                response=response.response,
+                model=response.model,
+                usage=response.usage,
+                seconds=round(self._seconds, 3),
+                attempts=response.attempts,
+            )
+        )
+        return events, calls, text
+
+    def _call(self, item: dict[str, Any], beside: set[str]) -> e.ToolCalled:
+        name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
+        base = call = str(item.get("call_id") or item.get("id") or "call")
+        number = 1
+        while call in self._agent.history.call_ids or call in beside:
+            number += 1
+            call = f"{base}-{number}"
+        tool = self._agent.tools.get(name)
+        return e.ToolCalled(
+            agent=self._agent.thread,
+            call=call,
+            name=name,
+            arguments=arguments,
+            brief=brief_of(self._agent.tools, name, arguments),
+            category=tool.category if tool is not None else "other",
+        )
+
+
+class Overlay:
+    """The text of an answer while it is being written. Shown, never stored (decision 9).
+
+    The recorded AssistantMessage takes its place; `end` is for an answer that never became whole.
+    """
+
+    def __init__(self, turn: Turn, response: str) -> None:
+        self._turn = turn
+        self._response = response
+        self._offset = 0
+        self._shown = False
+
+    def add(self, delta: TextDelta) -> None:
+        if delta.reset:
+            self._send(0, "")
+            self._offset = 0
+        if delta.text:
+            self._send(self._offset, delta.text)
+            self._offset += len(delta.text)
+            self._shown = True
+
+    def end(self) -> None:
+        if self._shown:
+            self._send(0, "")
+
+    def _send(self, offset: int, text: str) -> None:
+        agent = self._turn._agent
+        agent.swarm.publish(Delta(thread=agent.thread, response=self._response, offset=offset, text=text))
+
+
+def message_text(item: dict[str, Any]) -> str:
+    """The text of an output message; a refusal is text too."""
+    parts = item.get("content") or []
+    texts = [part.get("text") or part.get("refusal") or "" for part in parts if isinstance(part, dict)]
+    return "".join(str(text) for text in texts)
+
+
+def _reasoning(thread: str, item: dict[str, Any]) -> e.Reasoning:
+    parts = item.get("summary") or []
+    summary = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+    # Without its content the server could not use it, and would look for an id that it never stored.
+    echo = bool(item.get("encrypted_content") or item.get("content"))
+    return e.Reasoning(agent=thread, summary=summary, item=item if echo else None)
+
+
+def _cause(word: str) -> Any:
+    return word if word in ("input", "mail", "resume") else "input"
