@@ -1,1 +1,2 @@
-"""The embedded offline model: scenario files played back as real Responses bytes, in process or over HTTP."""
+"""The embedded offline model: scenario files (TOML) played back as real Responses bytes, in process and as a
+loopback HTTP server, with latency, chunking and faults. No agent, no store, no tool of ours in here."""
