@@ -1,0 +1,137 @@
+"""A Client without an engine: it plays a story, keeps what was sent, and pages through the story's events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from core.channel.client import ClientError
+from core.domain.apply import apply
+from core.domain.commands import (
+    AnyCommand,
+    Batch,
+    Delta,
+    FeedItem,
+    GetJobRows,
+    GetTranscript,
+    JobRow,
+    JobRowsPage,
+    Page,
+    PageRequest,
+    Reply,
+    Snapshot,
+    StartSwarm,
+    Streaming,
+    TranscriptPage,
+)
+from core.domain.events import TRANSCRIPT, AnyEvent, Event
+from core.domain.state import SwarmState
+from tests.tui.story import SWARM
+
+
+class FakeClient:
+    """`events` have happened when a face subscribes; `push` makes more happen."""
+
+    def __init__(
+        self,
+        events: Sequence[AnyEvent] = (),
+        *,
+        rows: Sequence[JobRow] = (),
+        streaming: Sequence[Streaming] = (),
+        page_limit: int | None = None,
+    ) -> None:
+        self.events = list(events)
+        self.rows = list(rows)
+        self.streaming = tuple(streaming)
+        self.page_limit = page_limit
+        self.sent: list[AnyCommand] = []
+        self.pages: list[PageRequest] = []
+        self.replies: dict[type, Reply] = {}
+        self.closed = False
+        self.page_error: str | None = None
+        self._feeds: list[asyncio.Queue[FeedItem | None]] = []
+
+    # --- the Client interface ------------------------------------------------------------------------------
+
+    async def send(self, command: AnyCommand) -> Reply:
+        self.sent.append(command)
+        default = Reply(value={"swarm": SWARM}) if isinstance(command, StartSwarm) else Reply()
+        return self.replies.get(type(command), default)
+
+    @asynccontextmanager
+    async def subscribe(self, swarm: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
+        feed: asyncio.Queue[FeedItem | None] = asyncio.Queue()
+        self._feeds.append(feed)
+        feed.put_nowait(self.snapshot())
+        try:
+            yield self._items(feed)
+        finally:
+            self._feeds.remove(feed)
+
+    async def _items(self, feed: asyncio.Queue[FeedItem | None]) -> AsyncIterator[FeedItem]:
+        while (item := await feed.get()) is not None:
+            yield item
+
+    async def page(self, request: PageRequest) -> Page:
+        self.pages.append(request)
+        if self.page_error is not None:
+            raise ClientError(self.page_error)
+        if isinstance(request, GetJobRows):
+            rows = self.rows[request.start : request.start + request.limit]
+            return JobRowsPage(rows=tuple(rows), total=len(self.rows), seq=self.seq)
+        return self._transcript(request)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    # --- the test's side -----------------------------------------------------------------------------------
+
+    @property
+    def seq(self) -> int:
+        return self.events[-1].seq if self.events else 0
+
+    def snapshot(self) -> Snapshot:
+        state = SwarmState(swarm=SWARM)
+        for event in self.events:
+            apply(state, event)
+        return Snapshot(state=state, streaming=self.streaming)
+
+    def push(self, *events: Event) -> None:
+        """Events happen: stored, then fed."""
+        self.events.extend(events)
+        for feed in self._feeds:
+            feed.put_nowait(Batch(events=tuple(events)))
+
+    def stream(self, thread: str, text: str, offset: int = 0) -> None:
+        for feed in self._feeds:
+            feed.put_nowait(Delta(thread=thread, response="live", offset=offset, text=text))
+
+    def feed(self, item: FeedItem | None) -> None:
+        """Feed any item; None ends the feed."""
+        for feed in self._feeds:
+            feed.put_nowait(item)
+
+    def _transcript(self, request: GetTranscript) -> TranscriptPage:
+        mine = [
+            event
+            for event in self.events
+            if event.agent == request.thread
+            and isinstance(event, TRANSCRIPT)
+            and (request.before is None or event.seq < request.before)
+        ]
+        limit = min(request.limit, self.page_limit or request.limit)
+        return TranscriptPage(events=tuple(mine[-limit:]), seq=self.seq, more=len(mine) > limit)
+
+
+def connecting(client: FakeClient) -> Callable[[], object]:
+    """A `connect` for the app that gives this client and closes it at the end."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[FakeClient]:
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    return connect

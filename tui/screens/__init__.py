@@ -1,0 +1,1 @@
+"""Screens of the console: the swarm, help, and the one modal question."""

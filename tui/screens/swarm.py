@@ -1,0 +1,517 @@
+"""The swarm screen: head, roll call, tree beside transcript, job strip, what needs you, composer, keys.
+
+It reads a SwarmView and asks the app to send commands and fetch pages; it knows nothing else of the engine.
+"""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widget import Widget
+
+from core.clock import Clock
+from core.domain.commands import Close, Decide, Interrupt, SendInput
+from core.domain.state import AgentState
+from core.view.swarm import SwarmView
+from tui import text
+from tui.glyphs import Glyphs
+from tui.paint import Line
+from tui.screens.confirm import ConfirmScope
+from tui.screens.help import HelpScreen
+from tui.screens.layout import LEAST_HEIGHT, LEAST_WIDTH, sizes
+from tui.widgets.agent_tree import AgentTree, job_key
+from tui.widgets.bars import (
+    Divider,
+    Hairline,
+    HeadLine,
+    JobHead,
+    NeedsBar,
+    Peek,
+    RollCall,
+    Tabs,
+    TranscriptHead,
+    TreeHead,
+)
+from tui.widgets.composer import Composer, ComposerLabel
+from tui.widgets.job_table import JobTable
+from tui.widgets.key_line import KeyLine, live_bindings
+from tui.widgets.line_view import LineView, jump
+from tui.widgets.painted import Painted
+from tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from tui.app import WatchroomApp
+
+GUARD_SECONDS = 0.3
+"""A decision so soon after the bar changed was meant for what stood there before."""
+
+
+class TooSmall(Painted):
+    def lines(self, width: int) -> list[Line]:
+        return [[(f"needs {LEAST_WIDTH}x{LEAST_HEIGHT}", "amber")]]
+
+
+class SwarmScreen(Screen[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "follow", "follow", id="follow", tooltip="Follow the end of the transcript, or pause"),
+        Binding(
+            "n", "error(1)", "error", key_display="n", id="error.next", tooltip="Next error in this pane"
+        ),
+        Binding("N", "error(-1)", "", show=False, id="error.previous", tooltip="Previous error in this pane"),
+        Binding("a", "decide(True)", "approve", id="approve", tooltip="Approve what the bar shows"),
+        Binding("d", "decide(False)", "deny", id="deny", tooltip="Deny what the bar shows"),
+        Binding("exclamation_mark", "next_need", "next", id="needs.next", tooltip="Next that needs you"),
+        Binding("i", "interrupt", "interrupt", id="interrupt", tooltip="Interrupt the selected agent's turn"),
+        Binding("x", "close", "close", id="close", tooltip="Close the selected agent and what is below it"),
+        Binding("m", "message", "message", id="message", tooltip="Write to the selected agent"),
+        Binding("c", "message_root", "to root", show=False, id="message.root", tooltip="Write to the root"),
+        Binding("p", "parent", "parent", show=False, id="parent", tooltip="Select the parent"),
+        Binding("J", "jobs", "jobs", id="jobs", tooltip="Open or close the job table"),
+        Binding("tab", "pane(1)", "pane", show=False, id="pane.next", tooltip="Next pane"),
+        Binding("shift+tab", "pane(-1)", "pane", show=False, id="pane.previous", tooltip="Previous pane"),
+        Binding("1", "show('agents')", "agents", show=False, id="pane.agents", tooltip="The agents"),
+        Binding("2", "show('thread')", "thread", show=False, id="pane.thread", tooltip="The transcript"),
+        Binding("3", "show('jobs')", "jobs", show=False, id="pane.jobs", tooltip="The job table"),
+        Binding(
+            "y", "copy_id", "copy id", show=False, id="copy", tooltip="Copy the selected agent's thread id"
+        ),
+        Binding(
+            "escape", "back", "back", show=False, key_display="esc", id="back", tooltip="Back to the tree"
+        ),
+        Binding("t", "theme", "theme", show=False, id="theme", tooltip="Dark or light"),
+        Binding("question_mark", "help", "help", id="help", tooltip="This help"),
+    ]
+    app: WatchroomApp
+
+    def __init__(self, view: SwarmView, clock: Clock, glyphs: Glyphs, tz: tzinfo | None) -> None:
+        super().__init__()
+        self.view = view
+        self.clock = clock
+        self.glyphs = glyphs
+        self.selected: str | None = None
+        """Thread whose transcript is on show."""
+        self.pane = "agents"
+        self._placed = False
+        self.head = HeadLine(view, clock, glyphs=glyphs)
+        self.roll = RollCall(view, clock, glyphs=glyphs)
+        self.agents = AgentTree(view, clock, glyphs=glyphs)
+        self.tree_head = TreeHead(view, clock, glyphs=glyphs)
+        self.transcript = Transcript(view, clock, tz, glyphs=glyphs)
+        self.transcript_head = TranscriptHead(view, self.transcript, glyphs=glyphs)
+        self.table = JobTable(view, clock, glyphs=glyphs)
+        self.job_head = JobHead(view, clock, self.table, glyphs=glyphs)
+        self.needs = NeedsBar(view, clock, glyphs=glyphs)
+        self.peek = Peek(view, clock, glyphs=glyphs)
+        self.tabs = Tabs(glyphs=glyphs)
+        self.label = ComposerLabel(view, glyphs=glyphs)
+        self.composer = Composer()
+        self.keys = KeyLine(glyphs=glyphs)
+        self.top_line = Hairline("down", id="top-line", glyphs=glyphs)
+        self.low_line = Hairline("up", id="low-line", glyphs=glyphs)
+
+    def compose(self) -> ComposeResult:
+        yield TooSmall()
+        yield self.head
+        yield self.roll
+        yield self.tabs
+        yield self.top_line
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield self.tree_head
+                yield self.agents
+            yield Divider(glyphs=self.glyphs)
+            with Vertical(id="right"):
+                yield self.transcript_head
+                yield self.transcript
+        with Vertical(id="jobs"):
+            yield self.job_head
+            yield self.table
+        yield Hairline("", id="peek-line", glyphs=self.glyphs)
+        yield self.peek
+        yield self.low_line
+        yield self.needs
+        with Horizontal(id="line"):
+            yield self.label
+            yield self.composer
+        yield self.keys
+
+    # --- what is shown -------------------------------------------------------------------------------------
+
+    def on_mount(self) -> None:
+        self.bindings_updated_signal.subscribe(self, lambda _: self.keys.repaint())
+        self.agents.focus()
+        self._measure(self.app.size.width, self.app.size.height)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._measure(event.size.width, event.size.height)
+
+    def _measure(self, width: int, height: int) -> None:
+        found = sizes(width, height)
+        for layout in ("wide", "medium", "narrow", "tiny"):
+            self.set_class(layout == found.layout, f"-{layout}")
+        if found.tree:
+            self.query_one("#left").styles.width = found.tree
+        else:
+            self.query_one("#left").styles.width = "1fr"
+        at = found.tree or None
+        self.top_line.at = self.low_line.at = self.job_head.at = at
+        self.roll.max_rows = found.roll
+        self.roll.styles.height = self.roll.rows_needed(width)
+        self._show_pane(self.pane)
+
+    @property
+    def narrow(self) -> bool:
+        return self.has_class("-narrow")
+
+    def _painted(self) -> list[Painted]:
+        return list(self.query(Painted))
+
+    def _lists(self) -> list[LineView]:
+        return [self.agents, self.transcript, self.table]
+
+    def refresh_view(self) -> None:
+        """Take over what changed in the view; called at most some times a second."""
+        state = self.view.state
+        if state.root is not None and not self._placed:
+            self._placed = True
+            root = state.agents[state.root]
+            self.agents.refresh_rows()
+            self.select(state.root)
+            if root.status == "idle" and not root.mail and not root.turns:
+                self.composer.focus()
+        job = self._job_on_show()
+        if job is not None:
+            self.table.show(job)
+            self.head.job = job
+        self.set_class(job is not None, "-has-job")
+        self.agents.refresh_rows()
+        self.transcript.refresh_rows()
+        self.table.refresh_rows()
+        needed = self.roll.rows_needed(self.app.size.width)
+        if self.roll.styles.height is None or self.roll.styles.height.value != needed:
+            self.roll.styles.height = needed
+        self._place_bar()
+        self.app.want_transcript(self.selected)
+        self.tick()
+
+    def _place_bar(self) -> None:
+        height = self.needs.height_needed(max(self.app.size.width, 20))
+        if self.needs.display != bool(height):
+            self.needs.display = bool(height)
+            self.refresh_bindings()
+        if height and (self.needs.styles.height is None or self.needs.styles.height.value != height):
+            self.needs.styles.height = height
+        self.needs.repaint()
+
+    def _job_on_show(self) -> str | None:
+        """The job that runs, else the newest."""
+        jobs = list(self.view.state.jobs.values())
+        running = [job for job in jobs if not job.ended]
+        return (running or jobs)[-1].job if jobs else None
+
+    def tick(self) -> None:
+        """Something changed, or a second passed: repaint the lines that differ."""
+        for widget in self._painted():
+            widget.repaint()
+
+    def tick_lists(self) -> None:
+        for view in self._lists():
+            view.repaint()
+
+    def restyle(self) -> None:
+        for widget in (*self._painted(), *self._lists()):
+            widget.restyle()
+
+    # --- selecting -----------------------------------------------------------------------------------------
+
+    def select(self, thread: str | None) -> None:
+        """Show an agent: cursor, roll call, transcript."""
+        if thread is None or self.view.agent(thread) is None:
+            return
+        self.selected = thread
+        self.roll.selected = thread
+        self.peek.thread = thread
+        self.needs.wanted = thread
+        if self.agents.cursor_key != thread:
+            self.agents.reveal(thread)
+        self.transcript.show(thread)
+        self.app.want_transcript(thread)
+        self._place_bar()
+        self.tick()
+        self.refresh_bindings()
+
+    @on(LineView.Moved)
+    def _moved(self, event: LineView.Moved) -> None:
+        if event.view is self.agents and isinstance(event.key, str) and not event.key.startswith("job:"):
+            self.select(event.key)
+        elif event.view is self.transcript:
+            self.transcript_head.repaint()
+
+    @on(LineView.Opened)
+    def _opened(self, event: LineView.Opened) -> None:
+        if event.view is self.agents:
+            if isinstance(event.key, str) and event.key.startswith("job:"):
+                self.table.show(event.key[4:])
+                self.head.job = event.key[4:]
+                self._open_jobs()
+            else:
+                self._show_pane("thread", focus=True)
+        elif event.view is self.table and (worker := self.table.worker()) is not None:
+            self.select(worker)
+            self._show_pane("thread", focus=True)
+
+    @on(LineView.Scrolled)
+    def _scrolled(self, event: LineView.Scrolled) -> None:
+        if event.view is self.transcript:
+            self.transcript_head.repaint()
+
+    @on(Transcript.NeedOlder)
+    def _older(self) -> None:
+        self.app.want_older(self.transcript.thread)
+
+    @on(JobTable.NeedRows)
+    def _rows(self, event: JobTable.NeedRows) -> None:
+        self.app.want_rows(event.job, event.start)
+
+    @on(RollCall.Picked)
+    def _picked(self, event: RollCall.Picked) -> None:
+        self.select(event.thread)
+
+    @on(Tabs.Picked)
+    def _tab(self, event: Tabs.Picked) -> None:
+        self._show_pane(event.pane, focus=True)
+
+    # --- panes ---------------------------------------------------------------------------------------------
+
+    def _panes(self) -> dict[str, Widget]:
+        panes: dict[str, Widget] = {"agents": self.agents, "thread": self.transcript}
+        if self.narrow or self.query_one("#jobs").display:
+            panes["jobs"] = self.table
+        return panes
+
+    def _show_pane(self, pane: str, *, focus: bool = False) -> None:
+        self.pane = self.tabs.pane = pane
+        for name in self.tabs.names:
+            self.set_class(name == pane, f"-pane-{name}")
+        if focus:
+            self._panes().get(pane, self.agents).focus()
+        self.tabs.repaint()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        self._mark_focus()
+
+    def on_descendant_blur(self, event: events.DescendantBlur) -> None:
+        self._mark_focus()
+
+    def _mark_focus(self) -> None:
+        """Say which pane has the focus: its head is lit."""
+        focused = self.focused
+        self.tree_head.active = focused is self.agents
+        self.transcript_head.active = focused is self.transcript
+        self.job_head.active = focused is self.table
+        self.label.active = self.needs.composing = focused is self.composer
+        panes = {self.agents: "agents", self.transcript: "thread", self.table: "jobs"}
+        if isinstance(focused, LineView) and focused in panes and panes[focused] != self.pane:
+            self._show_pane(panes[focused])
+        self.tick()
+
+    def action_pane(self, step: int) -> None:
+        names = list(self._panes())
+        at = names.index(self.pane) if self.pane in names else 0
+        if self.focused is self.composer:
+            step = 0
+        self._show_pane(names[(at + step) % len(names)], focus=True)
+
+    def action_show(self, pane: str) -> None:
+        if pane == "jobs" and not self.narrow:
+            self._open_jobs()
+        else:
+            self._show_pane(pane, focus=True)
+
+    def _open_jobs(self) -> None:
+        if not self.view.state.jobs and not self.narrow:
+            self.app.say("no job in this swarm")
+            return
+        self.add_class("-jobs-open")
+        self._show_pane("jobs")
+        self.call_after_refresh(self.table.focus)
+
+    def action_jobs(self) -> None:
+        if self.has_class("-jobs-open") and not self.narrow:
+            self.remove_class("-jobs-open")
+            self._show_pane("agents", focus=True)
+        else:
+            self._open_jobs()
+
+    def action_back(self) -> None:
+        """One step back; at the tree, nothing more happens."""
+        if self.has_class("-jobs-open"):
+            self.remove_class("-jobs-open")
+        self._show_pane("agents", focus=True)
+
+    # --- keys ----------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("decide", "next_need"):
+            return bool(self.view.state.approvals)
+        if action == "jobs":
+            return bool(self.view.state.jobs)
+        return True
+
+    def action_follow(self) -> None:
+        if self.transcript.following:
+            self.transcript.select(self.transcript.cursor_key)
+            self.transcript._pause()
+        else:
+            self.transcript.resume()
+        self.transcript_head.repaint()
+
+    def action_error(self, step: int) -> None:
+        focused = self.focused
+        view = focused if isinstance(focused, (AgentTree, Transcript, JobTable)) else self.agents
+        if not jump(view, view.failed, step):
+            self.app.say("no error in this pane")
+
+    def action_next_need(self) -> None:
+        approvals = list(self.view.state.approvals.values())
+        if not approvals:
+            return
+        threads = list(dict.fromkeys(approval.thread for approval in approvals))
+        at = threads.index(self.selected) + 1 if self.selected in threads else 0
+        self.select(threads[at % len(threads)])
+
+    def action_decide(self, approve: bool) -> None:
+        """Answer the approval that is painted in the bar, by its id."""
+        painted = self.needs.painted
+        approval = self.view.state.approvals.get(painted or "")
+        if painted is None or approval is None:
+            self.app.say("nothing is asked any more")
+            return
+        if self.clock.monotonic() - self.needs.painted_at < GUARD_SECONDS:
+            self.app.say("the question just changed: look, then press again", "amber")
+            return
+        name = self.view.name_of(approval.thread)
+        word = "approved" if approve else "denied"
+        done = f"{word} for {name}: {approval.command}"
+        self.app.command(Decide(swarm=self.view.state.swarm, approval=painted, approve=approve), done)
+
+    def _agent(self) -> AgentState | None:
+        """The agent that a key acts on: the one whose transcript is on show."""
+        if self.focused is self.agents and self.agents.thread() is None:
+            return None
+        return self.view.agent(self.selected)
+
+    def _below(self, thread: str) -> list[AgentState]:
+        """Open agents below `thread`, in spawn order."""
+        members = {thread}
+        found: list[AgentState] = []
+        for agent in self.view.state.agents.values():
+            if agent.parent in members:
+                members.add(agent.thread)
+                if agent.status != "shutdown":
+                    found.append(agent)
+        return found
+
+    def action_interrupt(self) -> None:
+        agent = self._agent()
+        if agent is None:
+            self.app.say("select an agent to interrupt")
+            return
+        live = [below for below in self._below(agent.thread) if below.live]
+        if not live and not agent.live:
+            self.app.say(f"{agent.nickname} is not running")
+            return
+        if not live:
+            self._interrupt(agent, cascade=False)
+            return
+        number = len(live)
+        choices = [
+            ("i", f"{agent.nickname} alone", "one"),
+            ("I", f"{agent.nickname} and its {number}", "all"),
+        ]
+        names = " ".join(below.nickname for below in live[:40])
+        title = f"Interrupt {agent.nickname}? {number} running below:"
+
+        def answer(choice: str | None) -> None:
+            if choice is not None:
+                self._interrupt(agent, cascade=choice == "all")
+
+        self.app.push_screen(ConfirmScope(title, names, choices, self.glyphs), answer)
+
+    def _interrupt(self, agent: AgentState, *, cascade: bool) -> None:
+        command = Interrupt(swarm=self.view.state.swarm, thread=agent.thread, cascade=cascade)
+        self.app.command(command, f"interrupted {agent.nickname}", names="stopped")
+
+    def action_close(self) -> None:
+        agent = self._agent()
+        if agent is None or agent.status == "shutdown":
+            self.app.say("select an open agent to close")
+            return
+        below = self._below(agent.thread)
+        about = f"{len(below)} below: " + " ".join(b.nickname for b in below[:40]) if below else ""
+        words = f"close {agent.nickname}" + (f" and its {len(below)}" if below else "")
+
+        def answer(choice: str | None) -> None:
+            if choice is not None:
+                command = Close(swarm=self.view.state.swarm, thread=agent.thread)
+                self.app.command(command, f"closed {agent.nickname}", names="closed")
+
+        question = ConfirmScope(f"Close {agent.nickname}?", about, [("x", words, "close")], self.glyphs)
+        self.app.push_screen(question, answer)
+
+    def action_parent(self) -> None:
+        agent = self.view.agent(self.selected)
+        if agent is not None and agent.parent is not None:
+            self.select(agent.parent)
+
+    def action_copy_id(self) -> None:
+        if self.selected is not None:
+            self.app.copy_to_clipboard(self.selected)
+            self.app.say(f"copied {self.selected}")
+
+    def action_theme(self) -> None:
+        self.app.toggle_theme()
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen(live_bindings(self), self.glyphs))
+
+    # --- writing to agents ---------------------------------------------------------------------------------
+
+    def action_message(self) -> None:
+        self._compose_to(self.selected)
+
+    def action_message_root(self) -> None:
+        self._compose_to(self.view.state.root)
+
+    def _compose_to(self, thread: str | None) -> None:
+        self.label.target = thread or self.view.state.root
+        self.label.styles.width = len(self.label.label())
+        self.label.restyle()
+        self.composer.focus()
+
+    @on(Composer.Left)
+    def _left_composer(self) -> None:
+        self._show_pane(self.pane, focus=True)
+
+    @on(Composer.Submitted)
+    def _submitted(self, event: Composer.Submitted) -> None:
+        thread = self.label.target or self.view.state.root
+        if thread is None:
+            self.composer.load_text(event.text)
+            self.app.say("the swarm is still starting")
+            return
+        name = self.view.name_of(thread)
+        command = SendInput(swarm=self.view.state.swarm, thread=thread, text=event.text)
+        self.app.command(command, f"sent to {name}: {text.one_line(event.text)}", undo=event.text)
+        if thread != self.selected:
+            self.select(thread)
+        self.transcript.resume()
+
+
+__all__ = ["SwarmScreen", "job_key"]

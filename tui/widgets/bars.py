@@ -1,0 +1,473 @@
+"""The lines around the panes: head, roll call, pane heads, hairlines, what needs the operator, keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from textual import events
+from textual.message import Message
+
+from core.clock import Clock
+from core.domain.state import Approval, JobState
+from core.view.swarm import SwarmView
+from tui import text
+from tui.glyphs import STYLES, UNICODE, WORST, Glyphs, agent_look, agent_state, row_look
+from tui.paint import Line, spread, width_of
+from tui.widgets.painted import Painted
+
+if TYPE_CHECKING:
+    from tui.widgets.job_table import JobTable
+    from tui.widgets.transcript import Transcript
+
+GAP = "   "
+
+
+def join(parts: list[Line], gap: str = GAP) -> Line:
+    """`parts` in one line with a gap between them."""
+    line: Line = []
+    for part in parts:
+        if line:
+            line.append((gap, "fg"))
+        line += part
+    return line
+
+
+def state_counts(view: SwarmView, now: datetime) -> dict[str, int]:
+    """How many agents are in each state."""
+    counts = dict.fromkeys(WORST, 0)
+    for agent in view.state.agents.values():
+        counts[agent_state(agent, now)] += 1
+    return counts
+
+
+def job_rate(job: JobState, now: datetime) -> tuple[float, float | None]:
+    """Rows per minute since the start, and the seconds that are left at that rate (None: unknown or over)."""
+    if job.started_at is None or not job.done:
+        return 0.0, None
+    seconds = max(((job.ended_at or now) - job.started_at).total_seconds(), 0.1)
+    rate = job.done / seconds
+    left = None if job.ended else (job.total - job.done) / rate
+    return rate * 60, left
+
+
+class HeadLine(Painted):
+    """The swarm in one line: title, state and clock, counts, tokens, job, what is unusual about it."""
+
+    ground = "panel"
+
+    def __init__(
+        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.trouble = ""
+        """One sentence that stays: the engine is gone, the feed ended."""
+        self.job: str | None = None
+
+    def lines(self, width: int) -> list[Line]:
+        state = self.view.state
+        now = self.clock.now()
+        wide = width >= 140
+        label = "SWARM  " if wide else ""
+        if not state.swarm:
+            words = self.trouble or "starting" + self.glyphs.ellipsis
+            return [[(f" {label}", "muted"), (words, "amber" if self.trouble else "muted")]]
+        gap = "      " if wide else GAP
+        title = text.cut(text.one_line(state.title) or "swarm", max(width // 4, 12))
+        left: Line = [(f" {label}", "muted"), (title, "fg+b"), (gap, "fg"), *self._status(now)]
+        right = self._warnings()
+        parts = [self._counts(now, narrow=width < 100), self._tokens(wide), self._job(now, width)]
+        for part in parts:
+            if part and width_of(left) + len(gap) + width_of(part) + width_of(right) < width - 1:
+                left = [*left, (gap, "fg"), *part]
+        return [spread(left, [*right, (" ", "fg")], width)]
+
+    def _status(self, now: datetime) -> Line:
+        state = self.view.state
+        root = self.view.agent(state.root)
+        live = any(agent.live for agent in state.agents.values())
+        busy = live or any(not job.ended for job in state.jobs.values())
+        end = now if busy else state.last_at
+        clock = text.running((end - state.started_at).total_seconds())
+        if state.approvals:
+            glyph, word, style = self.glyphs.states["asks"], "needs you", "amber+b"
+        elif busy:
+            glyph, word, style = self.glyphs.states["running"], "running", "teal"
+        elif root is None:
+            return [("starting" + self.glyphs.ellipsis, "muted")]
+        else:
+            glyph, word, style = agent_look(root, now, self.glyphs)
+        return [(f"{glyph} {word} ", style), (clock, "fg")]
+
+    def _counts(self, now: datetime, *, narrow: bool) -> Line:
+        counts = state_counts(self.view, now)
+        live = sum(counts[name] for name in ("running", "waiting", "queued", "lost", "asks"))
+        line: Line = [(f"{live} live", "teal" if live else "muted")]
+        shown = (("asks", "needs you", "amber+b"), ("done", "done", "muted"), ("failed", "failed", "red"))
+        for name, word, style in shown:
+            if counts[name] and narrow and name != "done":
+                line.append((f" {self.glyphs.states[name]}{counts[name]}", style))
+            elif counts[name] and not narrow:
+                line += [(f" {self.glyphs.dot} ", "muted"), (f"{counts[name]} {word}", style)]
+        return line
+
+    def _tokens(self, wide: bool) -> Line:
+        tokens = self.view.state.tokens
+        return [(text.count(tokens.total) + (" tok" if wide else ""), "fg")] if tokens else []
+
+    def _job(self, now: datetime, width: int) -> Line:
+        job = self.view.state.jobs.get(self.job or "")
+        if job is None or job.total == 0:
+            return []
+        line: Line = [("job ", "muted"), (f"{job.done}/{job.total}", "fg")]
+        if width >= 140:
+            line += [(" ", "fg"), *progress_bar(job, 8, self.glyphs)]
+        _, left = job_rate(job, now)
+        if left is not None and width >= 100:
+            line.append((f"  eta {text.age(left)}", "muted"))
+        return line
+
+    def _warnings(self) -> Line:
+        if self.trouble:
+            return [(self.trouble, "amber")]
+        if self.view.state.seq and not self.view.state.sandboxed:
+            return [("no sandbox", "amber")]
+        return []
+
+
+def progress_bar(job: JobState, cells: int, glyphs: Glyphs) -> Line:
+    done = job.done * cells // job.total if job.total else 0
+    failed = min(done, -(-job.failed * cells // job.total)) if job.total else 0
+    return [
+        (glyphs.bar * (done - failed), "muted" if job.ended else "teal"),
+        (glyphs.bar * failed, "red"),
+        (glyphs.rest * (cells - done), "faint"),
+    ]
+
+
+class RollCall(Painted):
+    """One cell per agent in spawn order. What does not fit is put in bins that show their worst state."""
+
+    class Picked(Message):
+        def __init__(self, thread: str) -> None:
+            super().__init__()
+            self.thread = thread
+
+    def __init__(
+        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.selected: str | None = None
+        self.max_rows = 1
+
+    def rows_needed(self, width: int) -> int:
+        """Lines that show one cell per agent, at most `max_rows`."""
+        return min(max(-(-len(self.view.state.agents) // self._cells(width)), 1), self.max_rows)
+
+    @staticmethod
+    def _cells(width: int) -> int:
+        return max(width - 8, 1)
+
+    def bins(self, width: int) -> list[list[str]]:
+        """Thread ids per cell, in spawn order: one each if they fit, else as equal as can be."""
+        threads = list(self.view.state.agents)
+        cells = self._cells(width) * max(self.size.height, 1)
+        if len(threads) <= cells:
+            return [[thread] for thread in threads]
+        return [threads[i * len(threads) // cells : (i + 1) * len(threads) // cells] for i in range(cells)]
+
+    def lines(self, width: int) -> list[Line]:
+        now = self.clock.now()
+        agents = self.view.state.agents
+        per_line = self._cells(width)
+        cells: Line = []
+        for members in self.bins(width):
+            looks = {agent_state(agents[thread], now): agents[thread] for thread in members}
+            worst = next(name for name in WORST if name in looks)
+            style = agent_look(looks[worst], now, self.glyphs).style if len(members) == 1 else STYLES[worst]
+            style = style.replace("+rb", "+b")
+            if self.selected in members:
+                style = style.partition("+")[0] + "+rb"
+            cells.append((self.glyphs.states[worst], style))
+        result: list[Line] = []
+        for start in range(0, max(len(cells), 1), per_line):
+            label = " ROLL  " if start == 0 else "       "
+            result.append([(label, "muted"), *cells[start : start + per_line]])
+        legend = "one cell = one agent, in spawn order"
+        if len(result) == 1 and width >= 140:
+            result[0] = spread(result[0], [(legend + " ", "muted")], width)
+        return result
+
+    def on_click(self, event: events.Click) -> None:
+        index = event.y * self._cells(self.size.width) + event.x - 7
+        bins = self.bins(self.size.width)
+        if event.x >= 7 and 0 <= index < len(bins):
+            now = self.clock.now()
+            members = bins[index]
+            states = {agent_state(self.view.state.agents[t], now): t for t in reversed(members)}
+            self.post_message(self.Picked(states[next(name for name in WORST if name in states)]))
+
+
+class Hairline(Painted):
+    """A horizontal hairline, with a tee where the vertical one meets it."""
+
+    def __init__(self, tee: str, *, id: str | None = None, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.tee = tee
+        """`down`, `up` or empty."""
+        self.at: int | None = None
+
+    def lines(self, width: int) -> list[Line]:
+        line = self.glyphs.horizontal * width
+        if self.tee and self.at is not None and self.at < width:
+            tee = self.glyphs.tee_down if self.tee == "down" else self.glyphs.tee_up
+            line = line[: self.at] + tee + line[self.at + 1 :]
+        return [[(line, "faint")]]
+
+
+class Divider(Painted):
+    """The vertical hairline between the panes."""
+
+    def lines(self, width: int) -> list[Line]:
+        return [[(self.glyphs.vertical, "faint")]] * self.size.height
+
+
+class TreeHead(Painted):
+    """How many agents, by state."""
+
+    def __init__(
+        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.active = False
+
+    def lines(self, width: int) -> list[Line]:
+        counts = state_counts(self.view, self.clock.now())
+        total = len(self.view.state.agents)
+        line: Line = [(" AGENTS", "teal+b" if self.active else "muted"), (f"  {total}  ", "fg")]
+        for name in ("running", "waiting", "queued", "asks", "lost", "done", "failed", "stopped", "closed"):
+            if counts[name]:
+                style = STYLES[name].replace("+rb", "+b") if name not in ("done",) else "muted"
+                line.append((f" {self.glyphs.states[name]}{counts[name]}", style))
+        return [line]
+
+
+class TranscriptHead(Painted):
+    """Whose transcript, and whether its end is followed."""
+
+    def __init__(
+        self, view: SwarmView, pane: Transcript, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.pane = pane
+        self.active = False
+
+    def lines(self, width: int) -> list[Line]:
+        agent = self.view.agent(self.pane.thread)
+        line: Line = [(" ", "fg")]
+        if agent is not None:
+            parent = self.view.name_of(agent.parent) if agent.parent else ""
+            if parent:
+                line.append((f"{parent} {self.glyphs.arrow} ", "muted"))
+            line.append((agent.nickname, "fg+b"))
+            line.append((f" {self.glyphs.arrow} ", "muted"))
+        line.append(("THREAD", "teal+b" if self.active else "muted"))
+        if agent is not None and agent.parent and width >= 90:
+            line.append((f"   {text.cut(text.one_line(agent.task), width // 3)}", "muted"))
+        return [spread(line, self._mode(width), width)]
+
+    def _mode(self, width: int) -> Line:
+        pane = self.pane
+        rows = pane.rows
+        at = f"{min(pane.cursor + 1, pane.loaded()):,}"
+        more = "+" if rows is not None and rows.more else ""
+        place: Line = [(f"   {at} / {pane.loaded():,}{more} ", "muted")] if width >= 60 else [(" ", "fg")]
+        if pane.following:
+            return [("FOLLOW", "teal"), ("  ↓ end" if width >= 60 else "", "muted"), *place]
+        new = f"{pane.below} new below" if pane.below else ""
+        words = f"PAUSED ↑ {new} — G to follow" if new else "PAUSED ↑ — G to follow"
+        return [(words, "amber" if pane.below else "muted"), *(place if width >= 90 else [(" ", "fg")])]
+
+
+class JobHead(Painted):
+    """A hairline that carries the job: name, rows done, failures, rate, time left."""
+
+    def __init__(
+        self,
+        view: SwarmView,
+        clock: Clock,
+        table: JobTable,
+        *,
+        id: str | None = None,
+        glyphs: Glyphs = UNICODE,
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.table = table
+        self.active = False
+        self.at: int | None = None
+
+    def lines(self, width: int) -> list[Line]:
+        rule, tee = self.glyphs.horizontal, self.glyphs.tee_up
+        lead = rule * (self.at or 2)
+        line: Line = [(lead + (tee if self.at else rule) + rule + " ", "faint")]
+        if self.at and self.at > width // 2:
+            line = [(rule * 2 + " ", "faint")]
+        job = self.table.state
+        if job is None:
+            line.append(("no job", "muted"))
+        else:
+            line += self._job(job, width)
+        line.append((" ", "fg"))
+        room = width - width_of(line)
+        return [[*line, (rule * max(room, 0), "faint")], self.table.heading(width)]
+
+    def _job(self, job: JobState, width: int) -> Line:
+        look = row_look(job.status, self.glyphs)
+        rate, left = job_rate(job, self.clock.now())
+        parts: list[Line] = [
+            [
+                ("JOB", "teal+b" if self.active else "muted"),
+                ("  ", "fg"),
+                (text.cut(job.name, width // 4), "fg+b"),
+            ],
+            [(f"{look.glyph} {look.word}", look.style)],
+            [(f"{job.done}/{job.total} ", "fg"), *progress_bar(job, 12 if width < 100 else 20, self.glyphs)],
+        ]
+        if job.failed:
+            parts.append([(f"{self.glyphs.states['failed']}{job.failed}", "red")])
+        if rate and width >= 100:
+            parts.append([(f"{rate:.1f}/min", "muted")])
+        if left is not None:
+            parts.append([(f"eta {text.age(left)}", "muted")])
+        return join(parts, "  ")
+
+
+class NeedsBar(Painted):
+    """The approval that is asked now: agent, the exact command, its folder. `painted` is what is on the
+    screen; a decision names that one and no other."""
+
+    def __init__(
+        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.wanted: str | None = None
+        """Thread whose approval is shown first; None: the oldest of all."""
+        self.composing = False
+        self.painted: str | None = None
+        self.painted_at = 0.0
+
+    def approval(self) -> Approval | None:
+        approvals = list(self.view.state.approvals.values())
+        mine = [a for a in approvals if a.thread == self.wanted]
+        return (mine or approvals or [None])[0]
+
+    def lines(self, width: int) -> list[Line]:
+        approval = self.approval()
+        shown = approval.approval if approval is not None else None
+        if shown != self.painted:
+            self.painted, self.painted_at = shown, self.clock.monotonic()
+        if approval is None:
+            return [[]]
+        count = len(self.view.state.approvals)
+        keys = "esc, then a approve  d deny" if self.composing else "a approve   d deny"
+        more = f"   ! next (1 of {count})" if count > 1 else ""
+        right: Line = [("  " + keys + more + " ", "amber+b")]
+        left: Line = [
+            (
+                f" {self.glyphs.states['asks']} needs you "
+                if width >= 100
+                else f" {self.glyphs.states['asks']} ",
+                "amber+rb",
+            ),
+            (" " + self.view.name_of(approval.thread) + "  ", "fg+b"),
+        ]
+        room = width - width_of(left) - width_of(right)
+        command = text.one_line(approval.command)
+        folder = f"   in {approval.cwd}"
+        if len(command) + len(folder) <= room:
+            left += [(command, "amber"), (folder, "muted")]
+            return [spread(left, right, width), []]
+        whole = text.wrap(command, max(width - 4, 10))
+        if len(whole) == 1 and width_of([(command, "")]) <= room:
+            return [spread([*left, (command, "amber")], right, width), [(f"   {folder.strip()}", "muted")]]
+        rest = f"{self.glyphs.ellipsis} {len(whole) - 1} more lines: open its row" if len(whole) > 1 else ""
+        second: Line = [
+            ("   ", "fg"),
+            (text.cut(command, max(width - 6 - len(rest), 10)), "amber"),
+            (f"  {rest}", "muted"),
+        ]
+        return [spread([*left, (folder.strip(), "muted")], right, width), second]
+
+    def height_needed(self, width: int) -> int:
+        if self.approval() is None:
+            return 0
+        lines = self.lines(width)
+        return 2 if len(lines) > 1 and lines[1] else 1
+
+
+class Peek(Painted):
+    """Two lines about the selected agent, for the layout that shows one pane at a time."""
+
+    def __init__(
+        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
+    ) -> None:
+        super().__init__(id=id, glyphs=glyphs)
+        self.view = view
+        self.clock = clock
+        self.thread: str | None = None
+
+    def lines(self, width: int) -> list[Line]:
+        agent = self.view.agent(self.thread)
+        if agent is None:
+            return [[], []]
+        now = self.clock.now()
+        look = agent_look(agent, now, self.glyphs)
+        since = f"{look.glyph} {look.word} {text.age((now - agent.last_at).total_seconds())} ago "
+        what = text.one_line(agent.activity or agent.task)
+        left: Line = [(" ", "fg"), (agent.nickname, "fg+b"), (f" {self.glyphs.prompt} ", "muted")]
+        room = width - width_of(left) - len(since) - 2
+        left.append((text.cut(what, max(room, 0)), "fg"))
+        last = text.one_line(self.view.streaming.get(agent.thread, "")[-400:] or agent.status_message)
+        second: Line = [(" last: ", "muted"), (text.cut(last or "–", width - 9), "muted")]
+        return [spread(left, [(since, look.style.replace("+rb", "+b"))], width), second]
+
+
+class Tabs(Painted):
+    """The panes of the narrow layout; the one on show is in brackets."""
+
+    names = ("agents", "thread", "jobs")
+
+    class Picked(Message):
+        def __init__(self, pane: str) -> None:
+            super().__init__()
+            self.pane = pane
+
+    pane = "agents"
+
+    def lines(self, width: int) -> list[Line]:
+        line: Line = []
+        for number, name in enumerate(self.names, 1):
+            if name == self.pane:
+                line.append((f" [{number} {name}]", "teal+b"))
+            else:
+                line.append((f"  {number} {name} ", "muted"))
+        return [spread(line, [("tab next pane ", "muted")], width)]
+
+    def on_click(self, event: events.Click) -> None:
+        at = 0
+        for name in self.names:
+            at += len(name) + 5
+            if event.x < at:
+                self.post_message(self.Picked(name))
+                return
