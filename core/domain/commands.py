@@ -188,5 +188,19 @@ class GetJobRows(msgspec.Struct, frozen=True, kw_only=True, tag="get_job_rows"):
     limit: int = 200
 
 
-PageRequest = GetTranscript | GetJobRows
-Page = TranscriptPage | JobRowsPage
+class GetEvents(msgspec.Struct, frozen=True, kw_only=True, tag="get_events"):
+    """Every event of a swarm with seq > `after`, oldest first: what a reader of the feed missed."""
+
+    swarm: str
+    after: int = 0
+    limit: int = 1000
+
+
+class EventsPage(msgspec.Struct, frozen=True, kw_only=True, tag="events_page"):
+    events: tuple[AnyEvent, ...]
+    seq: int
+    """The newest seq of the swarm when this was read."""
+
+
+PageRequest = GetTranscript | GetJobRows | GetEvents
+Page = TranscriptPage | JobRowsPage | EventsPage

@@ -1,0 +1,157 @@
+"""A swarm run without a console: started, followed to its end, told in lines or JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from core.channel.client import Client
+from core.config import Settings
+from core.domain.commands import Decide, Reply, StartSwarm
+from core.domain.events import AnyEvent, ApprovalRequested, encode
+from core.domain.state import SwarmState
+from core.safety.text import clean, clean_line
+from core.view.swarm import SwarmView
+from tui import exits, signals
+from tui.follow import follow
+from tui.output import Out, escape_json
+from tui.plain import PlainLines
+from tui.setup import Connect, connect, glyphs_fit
+
+Mode = Literal["json", "headless", "plain"]
+"""json: events on stdout. headless: progress on stderr, the answer on stdout. plain: every line on stdout."""
+
+
+@dataclass
+class Outcome:
+    """What is known of a run, also when it was cut short."""
+
+    swarm: str = ""
+    thread: str = ""
+    status: str = ""
+    message: str = ""
+
+
+def run(
+    settings: Settings,
+    command: StartSwarm,
+    mode: Mode,
+    *,
+    approve: bool = False,
+    engine: Connect = connect,
+) -> int:
+    """Run `command` to its end and print what `mode` asks for. With `approve` every ask is approved at once
+    (the demo's own, decision 28)."""
+    outcome = Outcome()
+    code = exits.ERROR
+    try:
+        code = signals.run(lambda: _run(settings, command, mode, approve, engine, outcome))
+    finally:
+        _close(outcome, code, mode)
+    return code
+
+
+async def _run(
+    settings: Settings,
+    command: StartSwarm,
+    mode: Mode,
+    approve: bool,
+    engine: Connect,
+    outcome: Outcome,
+) -> int:
+    async with engine(settings) as client:
+        reply = accepted(await client.send(command))
+        outcome.swarm, outcome.thread = str(reply.value["swarm"]), str(reply.value["thread"])
+        view = SwarmView()
+        tell = _teller(view, mode)
+        if approve:
+            tell = _approving(client, outcome.swarm, tell)
+        await until_quiet(client, outcome.swarm, view, tell)
+        return _judge(view.state, outcome)
+
+
+Tell = Callable[[AnyEvent], Awaitable[None]]
+
+
+async def until_quiet(
+    client: Client,
+    swarm: str,
+    view: SwarmView,
+    tell: Tell,
+    quiet: Callable[[SwarmState], bool] = SwarmState.quiet,
+) -> None:
+    """Fold every event into `view`, tell it, and return once the swarm is quiet. Raises Quit if the engine
+    ends before that."""
+    async with aclosing(follow(client, swarm)) as batches:
+        async for batch in batches:
+            for event in batch:
+                view.apply(event)
+                await tell(event)
+            if quiet(view.state):
+                return
+    raise exits.Quit(exits.ERROR, f"the engine ended before swarm {swarm} was done")
+
+
+def accepted(reply: Reply) -> Reply:
+    """`reply`, or Quit with its sentence."""
+    if not reply.ok:
+        raise exits.Quit(exits.USAGE if reply.code == "usage" else exits.ERROR, reply.error)
+    return reply
+
+
+def _teller(view: SwarmView, mode: Mode) -> Tell:
+    if mode == "json":
+        out = Out.stdout()
+
+        async def tell_json(event: AnyEvent) -> None:
+            await out.write(escape_json(encode(event).decode()) + "\n")
+
+        return tell_json
+    out = Out.stdout() if mode == "plain" else Out.stderr()
+    lines = PlainLines(view, "all" if mode == "plain" else "headless", glyphs=glyphs_fit())
+
+    async def tell_lines(event: AnyEvent) -> None:
+        for line in lines.lines(event):
+            await out.line(line)
+
+    return tell_lines
+
+
+def _approving(client: Client, swarm: str, tell: Tell) -> Tell:
+    async def tell_and_decide(event: AnyEvent) -> None:
+        await tell(event)
+        if isinstance(event, ApprovalRequested):
+            accepted(
+                await client.send(Decide(author="demo", swarm=swarm, approval=event.approval, approve=True))
+            )
+
+    return tell_and_decide
+
+
+def _judge(state: SwarmState, outcome: Outcome) -> int:
+    root = state.agents.get(outcome.thread)
+    if root is None:
+        raise exits.Quit(exits.ERROR, f"swarm {outcome.swarm} has lost its root")
+    outcome.status, outcome.message = root.status, root.status_message
+    return exits.OK if root.status == "completed" else exits.ERROR
+
+
+def _close(outcome: Outcome, code: int, mode: Mode) -> None:
+    """The last words, after the engine has ended: the answer, or what went wrong and what is kept."""
+    if code == exits.OK:
+        if mode == "headless" and outcome.message:
+            print(clean(outcome.message), flush=True)
+        return
+    if outcome.status == "errored":
+        _say(outcome.message)
+    elif outcome.status:
+        _say(f"the root ended as {outcome.status} {outcome.message}")
+    if outcome.thread:
+        _say(f"what happened so far is stored: watchroom session show {outcome.thread}")
+
+
+def _say(text: str) -> None:
+    print(f"watchroom: {clean_line(text)}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""What the reading verbs share: the store read-only, JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from core.config import Settings
+from core.store.readers import Reader
+from tui import signals
+from tui.output import escape_json
+
+
+def read(settings: Settings, ask: Callable[[Reader], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """The answer of `ask` from the store of these settings. Raises StoreError or NotFound, one sentence."""
+    answer: dict[str, Any] = {}
+
+    async def main() -> int:
+        async with await Reader.open(settings.home) as reader:
+            answer.update(await ask(reader))
+        return 0
+
+    code = signals.run(main)
+    if code:
+        raise SystemExit(code)
+    return answer
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output, indented; nothing in it can drive a terminal."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    print(escape_json(text))

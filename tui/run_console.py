@@ -1,0 +1,95 @@
+"""`watchroom [TASK]`: the full-screen console."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from core.safety.text import clean_line
+from tui import exits, setup, signals
+
+if TYPE_CHECKING:
+    from core.config import Settings
+    from core.domain.commands import StartSwarm
+    from tui.app import WatchroomApp
+
+
+def run(args: Namespace) -> int:
+    if args.json:
+        raise exits.Quit(exits.USAGE, "the console has no --json: use  watchroom exec --json TASK")
+    if args.task is not None and not args.task.strip():
+        raise exits.Quit(exits.USAGE, "the task is empty: say what the root agent shall do, or leave it out")
+    if args.plain or os.environ.get("ACCESSIBLE") == "1":
+        return _plain(args)
+    if (reason := setup.terminal()) is not None:
+        raise exits.Quit(exits.USAGE, f"{reason}: use  watchroom exec TASK,  or --plain TASK for every line")
+    settings = setup.settings_of(args, asks_model=False)
+    if (missing := settings.missing()) is not None:
+        return _offer_demo(args, missing)
+    from core.domain.commands import StartSwarm
+
+    command = StartSwarm(
+        task=args.task,
+        cwd=str(settings.cwd),
+        source="console",
+        unattended=settings.unattended or "wait",
+    )
+    return open_console(settings, command)
+
+
+def _plain(args: Namespace) -> int:
+    from core.domain.commands import StartSwarm
+    from tui import headless
+
+    if args.task is None:
+        raise exits.Quit(exits.USAGE, "lines need a task from the start: use  watchroom --plain TASK")
+    settings = setup.headless(setup.settings_of(args))
+    command = StartSwarm(task=args.task, cwd=str(settings.cwd), source="console", unattended="refuse")
+    return headless.run(settings, command, "plain")
+
+
+def _offer_demo(args: Namespace, missing: str) -> int:
+    """Without a model there is still something to see: no key and no network are needed for it."""
+    print(f"watchroom: {clean_line(missing)}", file=sys.stderr)
+    print("Press Enter to open the demo instead, Ctrl-C to leave. ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline():
+        print(file=sys.stderr)
+        return exits.USAGE
+    from tui import run_demo
+
+    return run_demo.run(args)
+
+
+def open_console(settings: Settings, command: StartSwarm) -> int:
+    """Run the console until the operator leaves it. The engine is opened behind its first frame."""
+    from tui.app import WatchroomApp
+    from tui.themes import DARK, LIGHT
+
+    app = WatchroomApp(
+        lambda: setup.connect(settings),
+        command,
+        ascii_glyphs=settings.view.glyphs == "ascii" or not setup.glyphs_fit(),
+        theme=LIGHT if settings.view.theme in (LIGHT, "light") else DARK,
+        refresh_seconds=1 / settings.view.refresh_hz,
+    )
+    try:
+        return signals.run(lambda: _run(app))
+    finally:
+        if summary := app.summary():
+            print(clean_line(summary))
+        if app.failure is not None:
+            print(f"watchroom: {clean_line(app.failure)}", file=sys.stderr)
+
+
+async def _run(app: WatchroomApp) -> int:
+    running = asyncio.create_task(app.run_async())
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        app.exit()  # leaves the full screen, and closes the engine in order
+        await running
+        raise
+    return app.return_code or exits.OK

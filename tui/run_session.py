@@ -1,0 +1,110 @@
+"""`watchroom session list|show|tree`: swarms in the store."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from argparse import Namespace
+from typing import Any
+
+from core.safety.text import clean, clean_line
+from tui import exits, reading, setup
+from tui.table import moment, table
+
+SHOWN_LINES = 12
+"""Lines of one result that the text form shows; --json has them all."""
+
+
+def show_list(args: Namespace) -> int:
+    settings = setup.settings_of(args, asks_model=False)
+    found = reading.read(settings, lambda reader: reader.sessions())
+    if args.json:
+        reading.print_json(found)
+        return exits.OK
+    if not found["sessions"]:
+        print("no swarms yet: start one with  watchroom demo", file=sys.stderr)
+        return exits.OK
+    rows = [{**row, "started": moment(row["started_at"])} for row in found["sessions"]]
+    columns = (
+        ("thread", "thread"),
+        ("started", "started"),
+        ("status", "status"),
+        ("agents", "agents"),
+        ("jobs", "jobs"),
+        ("tokens", "tokens"),
+        ("model", "model"),
+        ("title", "title"),
+    )
+    for line in table(columns, rows):
+        print(line)
+    return exits.OK
+
+
+def show_tree(args: Namespace) -> int:
+    settings = setup.settings_of(args, asks_model=False)
+    found = reading.read(settings, lambda reader: reader.tree(args.id))
+    if args.json:
+        reading.print_json(found)
+        return exits.OK
+    rows = [
+        {**row, "agent": "┆ " * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"]))}
+        for row in found["agents"]
+    ]
+    columns = (
+        ("agent", "agent"),
+        ("status", "status"),
+        ("tokens", "tokens"),
+        ("model", "model"),
+        ("thread", "thread"),
+        ("path", "path"),
+    )
+    for line in table(columns, rows):
+        print(line)
+    return exits.OK
+
+
+def show_one(args: Namespace) -> int:
+    settings = setup.settings_of(args, asks_model=False)
+    found = reading.read(settings, lambda reader: reader.show(args.id))
+    if args.json:
+        reading.print_json(found)
+        return exits.OK
+    total = (found["tokens"] or {}).get("total")
+    facts = [found["nickname"], found["path"], found["status"], found["model"], f"{total or 0:,} tokens"]
+    print("  ".join(clean_line(str(fact)) for fact in facts if fact))
+    calls = {call["id"]: call for call in found["calls"]}
+    for row in found["rows"]:
+        for line in _row(row, calls):
+            print(line)
+    if hidden := {key: count for key, count in (found["damage"] or {}).items() if count}:
+        print("damage  " + "  ".join(f"{clean_line(str(key))} {count}" for key, count in hidden.items()))
+    return exits.OK
+
+
+def _row(row: dict[str, Any], calls: dict[str, dict[str, Any]]) -> list[str]:
+    if (call := calls.get(row.get("call", ""))) is not None:
+        return _call(row, call)
+    who = row.get("author") or row["role"]
+    return ["", *_block(f"{_time(row['at'])}  {clean_line(str(who))}", row.get("text") or "")]
+
+
+def _call(row: dict[str, Any], call: dict[str, Any]) -> list[str]:
+    lines = ["", f"{_time(row['at'])}  {clean_line(call['name'])}  {clean_line(call['arguments'])}"]
+    for event in call["events"]:
+        about = clean_line(str(event["agent"] or ""))
+        head = " ".join(part for part in ("          ┆", clean_line(event["status"] or ""), about) if part)
+        text = clean(event["text"] or "").splitlines()
+        shown = text[:SHOWN_LINES]
+        lines.append(f"{head} {shown[0] if shown else ''}".rstrip())
+        lines.extend(f"          ┆ {line}".rstrip() for line in shown[1:])
+        if len(text) > SHOWN_LINES:
+            lines.append(f"          ┆ … {len(text) - SHOWN_LINES} more lines (--json shows all)")
+    return lines
+
+
+def _block(head: str, text: str) -> list[str]:
+    return [head, *textwrap.indent(clean(text), "          ").splitlines()]
+
+
+def _time(value: str | None) -> str:
+    return (moment(value) or "     –").rsplit(" ", 1)[-1]

@@ -1,0 +1,90 @@
+"""From parsed options to settings, and from settings to an engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from core.channel.client import Client
+from core.config import ConfigError, Settings, load_settings
+from core.safety.text import clean_line
+from tui import exits
+
+Connect = Callable[[Settings], AbstractAsyncContextManager[Client]]
+
+
+def settings_of(args: Namespace, *, base_url: str | None = None, asks_model: bool = True) -> Settings:
+    """The settings of this command line. `base_url` is what the verb insists on. With `asks_model` a run that
+    could not ask a model is refused here. Raises Quit."""
+    if args.full_auto and (args.approval_policy or args.sandbox):
+        raise exits.Quit(
+            exits.USAGE, "--full-auto sets --approval-policy and --sandbox itself: leave them out"
+        )
+    options = {
+        "base_url": base_url or args.base_url,
+        "model": args.model,
+        "api_key_env": args.api_key_env,
+        "approval_policy": "never" if args.full_auto else args.approval_policy,
+        "sandbox": "workspace-write" if args.full_auto else args.sandbox,
+    }
+    try:
+        settings = load_settings(
+            options=options,
+            values=args.values,
+            profile=args.profile,
+            config_file=args.config,
+            home=args.home,
+            cwd=args.cd,
+            notify=note,
+        )
+    except ConfigError as error:
+        raise exits.Quit(exits.USAGE, str(error)) from None
+    if asks_model and (missing := settings.missing()) is not None:
+        raise exits.Quit(exits.USAGE, missing)
+    return settings
+
+
+def headless(settings: Settings) -> Settings:
+    """Nobody attends: asks are refused whatever the settings say of consoles (decision 28)."""
+    return settings.model_copy(update={"unattended": None})
+
+
+def connect(settings: Settings) -> AbstractAsyncContextManager[Client]:
+    """An engine in this process. Imported only now: it is what costs time to load."""
+    from core.channel.local import open_engine
+
+    return open_engine(settings)
+
+
+def note(text: str) -> None:
+    """A remark on standard error."""
+    print(f"watchroom: note: {clean_line(text)}", file=sys.stderr)
+
+
+def writable(folder: Path) -> bool:
+    """Whether `folder` is, or could be made, a folder to write in."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def glyphs_fit() -> bool:
+    """Whether standard error can carry the product's glyphs."""
+    try:
+        "✗◍◌".encode(sys.stderr.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def terminal() -> str | None:
+    """Why there can be no full-screen console here, or None."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return "this is not a terminal"
+    if os.environ.get("TERM", "") in ("", "dumb"):
+        return "this terminal cannot show a full screen (TERM is unset or dumb)"
+    return None

@@ -1,0 +1,55 @@
+"""Aligned plain-text tables for the reading verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from core.safety.text import clean_line
+
+MAX_CELLS = 60
+"""The last column is not cut: a reader may want it whole."""
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines with a header. `columns` are (key, heading); numbers go to the right, None is shown as a dash."""
+    cells = [[_cell(row.get(key)) for key, _ in columns] for row in rows]
+    right = [
+        bool(rows) and all(isinstance(row.get(key), int | float | None) for row in rows) for key, _ in columns
+    ]
+    lines = [[heading for _, heading in columns], *cells]
+    widths = [min(MAX_CELLS, max(cell_len(line[i]) for line in lines)) for i in range(len(columns))]
+    return [_line(line, widths, right) for line in lines]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    parts = []
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        if right[index]:
+            parts.append(" " * (width - cell_len(cell)) + cell)
+        elif index == len(cells) - 1:
+            parts.append(cell)
+        elif cell_len(cell) > width:
+            parts.append(set_cell_size(set_cell_size(cell, width - 1).rstrip() + "…", width))
+        else:
+            parts.append(set_cell_size(cell, width))
+    return "  ".join(parts).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean_line(str(value))
+
+
+def moment(value: str | None) -> str | None:
+    """An RFC 3339 time in local time, to the minute."""
+    if value is None:
+        return None
+    from datetime import datetime
+
+    return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M")
