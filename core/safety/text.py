@@ -43,6 +43,12 @@ def clean(text: str) -> str:
     return _UNSAFE.sub("", text)
 
 
+def reveal(text: str) -> str:
+    """`text` with every character that `clean` would remove spelled out as \\u{...}: for showing exactly what
+    somebody is asked to allow. Newlines and tabs stay."""
+    return _UNSAFE.sub(lambda match: f"\\u{{{ord(match.group()):x}}}", text)
+
+
 def clean_line(text: str) -> str:
     """`clean`, on one line: every run of white space is one space."""
     return _SPACES.sub(" ", clean(text)).strip()

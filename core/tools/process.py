@@ -1,0 +1,318 @@
+"""One command, from start to reaped: output in bounded memory, an end that leaves nothing behind.
+
+The command leads its own session and process group. Whatever of that group outlives the leader is ended with
+it. What leaves the group on purpose (a daemon that calls setsid) is out of reach here; the sandbox's pid
+namespace ends those too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from core.clock import Clock
+
+log = logging.getLogger("watchroom.tools")
+
+CHUNK = 65_536
+DRAIN_SECONDS = 0.5
+"""How long output may still come after the leader has exited, from children that hold the pipe."""
+GRACE_SECONDS = 2.0
+"""From SIGTERM to SIGKILL."""
+REAP_SECONDS = 10.0
+"""After SIGKILL: longer than this only a process stuck in the kernel takes."""
+LAST_READS = 64
+
+
+class StartError(Exception):
+    """The command could not be started. One sentence."""
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended. `code` is its exit code, negative for a signal."""
+
+    code: int
+    output: str
+    """stdout and stderr as they came, decoded with replacement; the middle may be left out."""
+    total: int
+    """Bytes it wrote."""
+    left_out: int
+    """Bytes of these that `output` does not hold."""
+    seconds: float
+    timed_out: bool = False
+    leftovers: bool = False
+    """Children were still running when the command itself had ended; they were ended too."""
+
+
+class Capture:
+    """The first and the last bytes of a stream, at most `limit` in all; the middle is counted and dropped."""
+
+    def __init__(self, limit: int) -> None:
+        self._head_limit = limit // 2
+        self._tail_limit = limit - self._head_limit
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+
+    def feed(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self._head_limit - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        self._tail += data[-self._tail_limit :] if self._tail_limit else b""
+        if len(self._tail) > 2 * self._tail_limit + CHUNK:
+            del self._tail[: -self._tail_limit]
+
+    def result(self) -> tuple[str, int]:
+        """The text, cut at character boundaries, and how many bytes are missing from its middle."""
+        tail = self._tail[-self._tail_limit :] if self._tail_limit else bytearray()
+        missing = self.total - len(self._head) - len(tail)
+        if missing == 0:
+            return (self._head + tail).decode(errors="replace"), 0
+        head = self._head[: _boundary(self._head)]
+        start = _continuation(tail)
+        missing += len(self._head) - len(head) + start
+        left = f"\n… {missing} bytes left out …\n"
+        return head.decode(errors="replace") + left + tail[start:].decode(errors="replace"), missing
+
+
+def _boundary(data: bytearray) -> int:
+    """Where to cut `data` so that no UTF-8 sequence is cut in two."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if length > back else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
+
+
+def _continuation(data: bytearray) -> int:
+    """How many bytes at the start belong to a character that began before."""
+    count = 0
+    while count < min(3, len(data)) and data[count] & 0xC0 == 0x80:
+        count += 1
+    return count
+
+
+class _Pipe:
+    """The read end of a command's output, fed into a Capture from the loop. Owns the descriptor."""
+
+    def __init__(self, fd: int, capture: Capture) -> None:
+        self._fd = fd
+        self._capture = capture
+        self._loop = asyncio.get_running_loop()
+        self.eof = asyncio.Event()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._readable)
+
+    def _readable(self) -> bool:
+        """Read once, so that a flood shares the loop; whether there may be more."""
+        try:
+            data = os.read(self._fd, CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            self._capture.feed(data)
+            return True
+        self._loop.remove_reader(self._fd)
+        self.eof.set()
+        return False
+
+    def close(self) -> None:
+        """Take what is already there (bounded: a process out of reach may still write) and let go."""
+        for _ in range(LAST_READS):
+            if self.eof.is_set() or not self._readable():
+                break
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+
+class _Guard:
+    """Ends a process group when this process dies, however it dies (kill -9 included).
+
+    A shell that waits on a pipe only we can write to. A parent-death signal would reach the leader alone and
+    exists on Linux only; this reaches the group, and works on macOS.
+    """
+
+    def __init__(self, group: int) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; kill -9 -- "-$1"', "watchroom-guard", str(group)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> _Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Killed before its pipe closes, else it would do its work now. The wait is for a SIGKILL: no time.
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    clock: Clock,
+    timeout: float | None,
+    limit: int,
+    guard: bool = True,
+) -> Finished:
+    """Run `argv` to its end and return how it ended; stdin is empty, stdout and stderr are one stream.
+
+    After `timeout` seconds, or when cancelled, the whole group gets SIGTERM and, GRACE_SECONDS later, SIGKILL
+    (a second cancellation shortens the grace). `limit` bounds the kept output in bytes. `guard=False` is for
+    commands that die with this process by other means (bwrap --die-with-parent). Raises StartError.
+    """
+    started = clock.monotonic()
+    capture = Capture(limit)
+    process, pipe = await _start(argv, cwd, env, capture)
+    timed_out = leftovers = False
+    try:
+        with _Guard(process.pid) if guard else contextlib.nullcontext():
+            try:
+                async with clock.timeout(timeout):
+                    await process.wait()
+            except TimeoutError:
+                timed_out = True
+            else:
+                leftovers = not await _drained(pipe, clock) or _signal(process.pid, 0)
+            finally:
+                await _end(process, pipe, clock)
+    except OSError as error:
+        raise StartError(f"cannot start a guard for the command: {error.strerror}") from None
+    finally:
+        _signal_unreaped(process)
+        pipe.close()
+    output, left_out = capture.result()
+    return Finished(
+        code=process.returncode if process.returncode is not None else -signal.SIGKILL,
+        output=output,
+        total=capture.total,
+        left_out=left_out,
+        seconds=clock.monotonic() - started,
+        timed_out=timed_out,
+        leftovers=leftovers,
+    )
+
+
+async def _start(
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], capture: Capture
+) -> tuple[asyncio.subprocess.Process, _Pipe]:
+    # A pipe of our own: asyncio's would make wait() wait for whoever else holds it (some versions).
+    read, write = os.pipe()
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+    )
+    try:
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # The fork may have happened: let the start finish, then undo it.
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            _signal(starting.result().pid, signal.SIGKILL)
+            await starting.result().wait()
+        os.close(read)
+        raise
+    except (OSError, ValueError) as error:
+        os.close(read)
+        raise StartError(f"cannot start {argv[0]}: {_why(error)}") from None
+    finally:
+        os.close(write)
+    return process, _Pipe(read, capture)
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+async def _drained(pipe: _Pipe, clock: Clock) -> bool:
+    """Whether the output ended within DRAIN_SECONDS of the leader's exit."""
+    try:
+        async with clock.timeout(DRAIN_SECONDS):
+            await pipe.eof.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _end(process: asyncio.subprocess.Process, pipe: _Pipe, clock: Clock) -> None:
+    """End what is left of the group, and reap the leader. Does nothing after an ordinary end."""
+    if process.returncode is not None and pipe.eof.is_set() and not _signal(process.pid, 0):
+        return
+    try:
+        _signal(process.pid, signal.SIGTERM)
+        async with clock.timeout(GRACE_SECONDS):
+            await process.wait()
+            await pipe.eof.wait()
+    except TimeoutError:
+        log.debug("process group %d did not end within its grace", process.pid)
+    finally:
+        _signal(process.pid, signal.SIGKILL)
+        await _reap(process, clock)
+
+
+async def _reap(process: asyncio.subprocess.Process, clock: Clock) -> None:
+    """Wait for a leader that was killed, whoever cancels meanwhile; the cancellation is passed on after."""
+    waiting = asyncio.ensure_future(process.wait())
+    limit = asyncio.ensure_future(clock.sleep(REAP_SECONDS))
+    cancelled: asyncio.CancelledError | None = None
+    while not (waiting.done() or limit.done()):
+        try:
+            await asyncio.wait({waiting, limit}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not waiting.done():
+        log.warning("process %d does not end after SIGKILL", process.pid)
+    waiting.cancel()
+    limit.cancel()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _signal(group: int, number: int) -> bool:
+    """Signal a process group (0 only asks); whether it exists."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # A member that changed its user; on macOS also a group of zombies.
+        return number != 0
+    return True
+
+
+def _signal_unreaped(process: asyncio.subprocess.Process) -> None:
+    """The last net, for a failure before the group was ended (no guard could be started)."""
+    if process.returncode is None:
+        _signal(process.pid, signal.SIGKILL)
