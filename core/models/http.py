@@ -143,9 +143,9 @@ def _os_failure(error: OSError) -> HttpFailure | None:
     """What the operating system or OpenSSL said. aiohttp's connector errors are OSErrors as well, so what
     says nothing here is left to the table."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return HttpFailure("tls", clean_line(error.verify_message))
+        return HttpFailure("tls", clean_line(getattr(error, "verify_message", "")))
     if isinstance(error, ssl.SSLError):
-        return HttpFailure("tls", clean_line((error.reason or "").replace("_", " ").lower()))
+        return HttpFailure("tls", clean_line(str(getattr(error, "reason", None) or "").replace("_", " ").lower()))
     if isinstance(error, socket.gaierror):
         return HttpFailure("dns")
     if isinstance(error, aiohttp.ClientError):

@@ -293,7 +293,7 @@ class ResponsesClient:
         """An answer that is not 200: raises what it means."""
         status = reply.status
         body = await self._error_body(reply)
-        failure = wire.failure_of(body)
+        failure = wire.failure_of(self._address.hide(body.decode("utf-8", "replace")).encode())
         message = failure.message or (str(failure.code) if failure.code else "no message")
         about = f"{failure.param or ''} {message}"
         if included and status in (400, 422) and _REFUSES_INCLUDE.search(about):

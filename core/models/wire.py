@@ -128,8 +128,14 @@ def checked_items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
+_READ = 4096
+"""Of a long error text only so much is looked at: what patterns cost on hostile text is quadratic."""
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _DROPPED = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
+
+
+def _line(text: str) -> str:
+    return clean_line(text[:_READ])
 
 
 def looks_like_html(body: bytes) -> bool:
@@ -142,27 +148,27 @@ def failure_of(body: bytes) -> Failure:
     try:
         data = msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        text = body.decode("utf-8", "replace")
+        text = body[:_READ].decode("utf-8", "replace")
         if looks_like_html(body):
             title = _TITLE.search(text)
             text = html.unescape(title[1] if title else _DROPPED.sub(" ", text))
-        return Failure(message=clean_line(text))
+        return Failure(message=_line(text))
     while isinstance(data, list) and data:
         data = data[0]
     if isinstance(data, str):
-        return Failure(message=clean_line(data))
+        return Failure(message=_line(data))
     if not isinstance(data, dict):
         return Failure()
     inner = data.get("error")
     if isinstance(inner, str):
-        return Failure(message=clean_line(inner))
+        return Failure(message=_line(inner))
     source = inner if isinstance(inner, dict) else data
 
     def word(*keys: str) -> str | None:
         value = next((source[key] for key in keys if source.get(key) not in (None, "")), None)
         if value is None:
             return None
-        return clean_line(value if isinstance(value, str) else json.dumps(value))
+        return _line(value if isinstance(value, str) else json.dumps(value))
 
     return Failure(
         message=word("message", "detail", "error_description"),
@@ -178,7 +184,10 @@ _CONTEXT = re.compile(
 
 
 def kind_of(failure: Failure, status: int | None) -> str:
-    """The ModelError kind of a failure, by the server's code first, then its words, then the status."""
+    """The ModelError kind of a failure, by the server's code first, then its words, then the status.
+    `status` None: told within a stream, where some servers give a status as the code."""
+    if status is None and isinstance(failure.code, int) and 400 <= failure.code < 600:
+        status = failure.code
     code = " ".join(str(part) for part in (failure.code, failure.type) if part).lower()
     if "insufficient_quota" in code or "billing" in code or status == 402:
         return "quota"
