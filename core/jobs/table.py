@@ -1,8 +1,8 @@
 """Reading a job's input: strict CSV, nothing guessed, nothing repaired.
 
-The standard library's reader in strict mode (decision 32): every value stays the text that it was, and what is
-not well formed is refused with file, line and column before anything is stored. The file is decoded and parsed
-as a stream; its rows are kept, because their number must be known before the first of them is stored.
+The standard library's reader in strict mode (decision 32): every value stays the text that it was, and what
+is not well formed is refused with file, line and column before anything is stored. The file is decoded and
+parsed as a stream; its rows are kept, because their number must be known before the first is stored.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def _malformed(name: str, start: int, record: list[str], problem: str) -> str:
     line = start + len(record) - 1
     if "end of data" in problem:
         fields = next(csv.reader(record, strict=False))
-        opened = line - len(_BREAK.findall(fields[-1]))
+        breaks = len(_BREAK.findall("".join(record))) - len(_BREAK.findall(fields[-1]))
+        opened = start + breaks
         return f"{name}, line {opened}, column {len(fields)}: a quote is opened and never closed"
     low, high = 0, len(record[-1])
     while low < high:

@@ -1,0 +1,380 @@
+"""The jobs of one swarm: created when everything about them is right, run by the engine, not by a call."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from core.clock import Clock
+from core.config import JobsSettings
+from core.domain.commands import RunJob
+from core.domain.events import JobCreated, Notice
+from core.domain.ids import job_uuid
+from core.domain.state import JobState
+from core.domain.status import Usage
+from core.jobs.errors import ExportError, JobInputError
+from core.jobs.export import check_output
+from core.jobs.runner import JobPlan, JobRunner
+from core.jobs.schema import check_schema
+from core.jobs.table import Table, read_table
+from core.jobs.template import Template
+from core.jobs.workers import Workers
+from core.safety.text import clean_line, shorten
+from core.store.jobs import JobInput
+from core.store.store import Store
+
+MAX_NAME_CHARS = 100
+MAX_ATTEMPTS = 100
+MAX_INSTRUCTION_BYTES = 1024 * 1024
+SHOWN_FAILURES = 5
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks for; None means the setting's default. Paths count from `cwd`."""
+
+    input_path: str
+    instruction: str
+    cwd: Path
+    output_path: str | None = None
+    id_column: str | None = None
+    name: str | None = None
+    max_concurrency: int | None = None
+    max_runtime_seconds: float | None = None
+    max_attempts: int | None = None
+    output_schema: dict[str, Any] | None = None
+    auto_export: bool = True
+    raw: bool = False
+    model: str | None = None
+    role: str | None = None
+    call: str | None = None
+    """The tool call that asks."""
+    inside: bool = False
+    """Whether all paths must stay below `cwd`: always for agents."""
+
+    @classmethod
+    def of(cls, command: RunJob) -> JobRequest:
+        return cls(
+            input_path=command.input_path,
+            instruction=command.instruction,
+            cwd=Path(command.cwd),
+            output_path=command.output_path,
+            id_column=command.id_column,
+            name=command.name,
+            max_concurrency=command.max_concurrency,
+            max_runtime_seconds=command.max_runtime_seconds,
+            max_attempts=command.max_attempts,
+            output_schema=command.output_schema,
+            auto_export=command.auto_export,
+            raw=command.raw,
+        )
+
+
+class CheckedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that can be run: everything is read and checked, nothing is stored."""
+
+    request: JobRequest
+    job: str
+    name: str
+    input_path: Path
+    output_path: Path | None
+    table: Table
+    template: Template
+    concurrency: int
+    max_runtime_seconds: float
+    max_attempts: int
+    notes: tuple[str, ...] = ()
+    """What the asker should know: skipped rows, a concurrency that was capped."""
+
+
+async def check_request(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJob:
+    """Read and check everything about a job. Raises JobInputError. `slots`: workers that may run at once."""
+    if not settings.enabled:
+        raise JobInputError("agent jobs are turned off (jobs.enabled = false)")
+    if slots < 1:
+        raise JobInputError("a job needs at least one slot for a worker; raise agents.max_threads above 1")
+    return await asyncio.to_thread(_check, request, settings, slots)
+
+
+def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJob:
+    asked = _number("max_concurrency", request.max_concurrency, settings.max_concurrency, 1)
+    runtime = _number("max_runtime_seconds", request.max_runtime_seconds, settings.max_runtime_seconds, 1)
+    attempts = _number("max_attempts", request.max_attempts, settings.max_attempts, 1, MAX_ATTEMPTS)
+    if request.output_schema is not None:
+        check_schema(request.output_schema)
+    source = resolve(request.input_path, request.cwd, inside=request.inside)
+    table = read_table(source, id_column=request.id_column)
+    template = Template.parse(request.instruction, table.headers)
+    job = job_uuid()
+    output = None
+    if request.output_path is not None:
+        output = resolve(request.output_path, request.cwd, inside=request.inside)
+    elif request.auto_export:
+        output = source.with_name(f"{source.stem}.agent-job-{job[:8]}.csv")
+    if output is not None:
+        try:
+            check_output(output, source)
+        except ExportError as error:
+            raise JobInputError(str(error)) from None
+    notes = []
+    if table.blank:
+        notes.append(f"{table.blank} blank row{'s' if table.blank > 1 else ''} of {source.name} left out")
+    if asked > slots:
+        notes.append(f"max_concurrency {asked} is capped to {slots} by agents.max_threads = {slots + 1}")
+    return CheckedJob(
+        request=request,
+        job=job,
+        name=shorten(clean_line(request.name or ""), MAX_NAME_CHARS) or f"agent-job-{job[:8]}",
+        input_path=source,
+        output_path=output,
+        table=table,
+        template=template,
+        concurrency=min(asked, slots),
+        max_runtime_seconds=runtime,
+        max_attempts=attempts,
+        notes=tuple(notes),
+    )
+
+
+class JobService:
+    """Creates, runs and cancels the jobs of one swarm. Runners live in `group`, which the engine owns; the
+    engine calls `aclose` before it ends the swarm's agents, so that no row fails because the engine ends."""
+
+    def __init__(
+        self,
+        *,
+        swarm: str,
+        store: Store,
+        workers: Workers,
+        clock: Clock,
+        settings: JobsSettings,
+        slots: int,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self.swarm = swarm
+        self.settings = settings
+        self.slots = slots
+        self._store = store
+        self._workers = workers
+        self._clock = clock
+        self._group = group
+        self._runners: dict[str, JobRunner] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
+        self._closed = False
+
+    async def create(self, owner: str, request: JobRequest) -> str:
+        """Check a request, store the job with all its rows, and start it. Returns its id.
+
+        `owner` is the thread id of the agent that the workers belong to. Raises JobInputError, or StoreError.
+        """
+        return await self.launch(owner, await check_request(request, self.settings, self.slots))
+
+    async def launch(self, owner: str, checked: CheckedJob) -> str:
+        """Store and start a job that `check_request` has passed. Cancelling the call stops neither: there is
+        no moment at which a job is stored that nobody will run."""
+        if self._closed:
+            raise JobInputError("the swarm is ending; no job is started")
+        runner = JobRunner(_plan(self.swarm, owner, checked), self._store, self._workers, self._clock)
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._runners[checked.job] = runner
+        self._notes[checked.job] = checked.notes
+        self._tasks[checked.job] = self._group.create_task(
+            self._job(owner, checked, runner, stored), name=f"job {checked.job}"
+        )
+        await asyncio.shield(stored)
+        return checked.job
+
+    async def _job(
+        self, owner: str, checked: CheckedJob, runner: JobRunner, stored: asyncio.Future[None]
+    ) -> None:
+        try:
+            await self._create(owner, checked)
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            stored.set_exception(JobInputError("the swarm is ending") if cancelled else error)
+            stored.exception()  # whoever asked may be gone; then nobody else looks at it
+            raise
+        stored.set_result(None)
+        await runner.run()
+
+    async def _create(self, owner: str, checked: CheckedJob) -> None:
+        request = checked.request
+        event = JobCreated(
+            agent=owner,
+            job=checked.job,
+            name=checked.name,
+            instruction=request.instruction,
+            input_path=str(checked.input_path),
+            output_path=str(checked.output_path) if checked.output_path is not None else None,
+            total=len(checked.table.rows),
+            concurrency=checked.concurrency,
+            max_attempts=checked.max_attempts,
+            max_runtime_seconds=checked.max_runtime_seconds,
+            call=request.call,
+        )
+        schema = None
+        if request.output_schema is not None:
+            schema = msgspec.json.encode(request.output_schema).decode()
+        rows = [JobInput(row.item, row.source_id, row.row_index, row.values) for row in checked.table.rows]
+        await self._store.jobs.create(self.swarm, event, checked.table.headers, rows, schema, request.raw)
+        notes = [Notice(agent=owner, text=f"job {checked.name}: {note}") for note in checked.notes]
+        if notes:
+            await self._store.append(self.swarm, notes)
+
+    async def wait(self, job: str) -> dict[str, Any]:
+        """Wait for the end of a job that was created here; its summary. Cancelling the wait stops nothing."""
+        await asyncio.wait({self._tasks[job]})
+        return await self.summary(job)
+
+    async def run(self, owner: str, request: JobRequest) -> dict[str, Any]:
+        """Create a job, run it to its end, and return its summary."""
+        return await self.wait(await self.create(owner, request))
+
+    async def cancel(self, job: str, by: str) -> bool:
+        """Stop a job and its workers; rows not started stay pending. False when it has ended already."""
+        runner = self._runners.get(job)
+        if runner is not None and not self._tasks[job].done():
+            return runner.cancel(by)
+        return await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
+
+    async def aclose(self) -> None:
+        """Stop all runners and their workers; their jobs stay running in the store, to be gone on with."""
+        self._closed = True
+        tasks = [task for task in self._tasks.values() if not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def error(self, job: str) -> str | None:
+        """What went wrong with a job as a whole: its runner or its CSV, not its rows."""
+        return self._runners[job].error
+
+    def notes(self, job: str) -> tuple[str, ...]:
+        return self._notes[job]
+
+    async def summary(self, job: str) -> dict[str, Any]:
+        """A job in the shape of `job show --json`."""
+        state = self._store.state(self.swarm)
+        found = state.jobs[job]
+        tokens: Usage | None = None
+        for agent in state.agents.values():
+            if agent.job == job and agent.tokens is not None:
+                tokens = (tokens or Usage()) + agent.tokens
+        failures = await self._store.jobs.failures(job, SHOWN_FAILURES)
+        return summary_of(found, self._clock.now(), failures=failures, tokens=tokens)
+
+
+def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
+    request = checked.request
+    return JobPlan(
+        swarm=swarm,
+        job=checked.job,
+        owner=owner,
+        template=checked.template,
+        headers=checked.table.headers,
+        input_path=checked.input_path,
+        output_path=checked.output_path if request.auto_export else None,
+        concurrency=checked.concurrency,
+        max_runtime_seconds=checked.max_runtime_seconds,
+        max_attempts=checked.max_attempts,
+        schema=request.output_schema,
+        raw=request.raw,
+        model=request.model,
+        role=request.role,
+    )
+
+
+def summary_of(
+    job: JobState, now: datetime, *, failures: list[dict[str, Any]], tokens: Usage | None
+) -> dict[str, Any]:
+    """`job show --json` of one job. Unknown is None, never 0."""
+    rate, eta = _rate(job, now)
+    return {
+        "job_id": job.job,
+        "name": job.name,
+        "status": job.status,
+        "total_items": job.total,
+        "completed_items": job.completed,
+        "failed_items": job.failed,
+        "running_items": job.running,
+        "pending_items": job.pending,
+        "skipped_items": job.skipped,
+        "rate_per_minute": rate,
+        "eta_seconds": eta,
+        "input_path": job.input_path,
+        "output_csv_path": job.output_path,
+        "created_at": job.created_at.isoformat().replace("+00:00", "Z"),
+        "last_error": job.last_error or None,
+        "failed_item_errors": failures,
+        "in_flight": job.running,
+        "tokens": msgspec.to_builtins(tokens) if tokens is not None else None,
+        "cost": None,
+    }
+
+
+def _rate(job: JobState, now: datetime) -> tuple[float | None, int | None]:
+    """Rows per minute since the start, and seconds to go at that pace."""
+    if job.started_at is None or not job.done:
+        return None, None
+    seconds = ((job.ended_at or now) - job.started_at).total_seconds()
+    if seconds <= 0:
+        return None, None
+    left = job.total - job.done
+    eta = round(left * seconds / job.done) if job.status == "running" else None
+    return round(job.done * 60 / seconds, 1), eta
+
+
+def resolve(path: str, cwd: Path, *, inside: bool) -> Path:
+    """`path` as an absolute one. With `inside` links are followed and the result must lie below `cwd`."""
+    shown = shorten(clean_line(path), 200)
+    if not path.strip() or "\0" in path:
+        raise JobInputError(f"{shown!r} is not a path")
+    base = cwd.absolute()
+    if not inside:
+        return base / path
+    try:
+        base = base.resolve(strict=True)
+        found = (base / path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise JobInputError(f"the path {shown} cannot be followed: {error}") from None
+    if not found.is_relative_to(base):
+        raise JobInputError(f"the path {shown} leads out of the workspace {base}")
+    return found
+
+
+def read_instruction(path: Path) -> str:
+    """The text of an instruction file. Raises JobInputError. Blocks."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise JobInputError(f"the instruction {path} is not a regular file")
+        if info.st_size > MAX_INSTRUCTION_BYTES:
+            raise JobInputError(f"the instruction {path} is larger than {MAX_INSTRUCTION_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise JobInputError(f"the instruction {path} is not UTF-8 text") from None
+    except OSError as error:
+        raise JobInputError(f"the instruction {path} cannot be read: {error.strerror}") from None
+
+
+Amount = int | float
+
+
+def _number(
+    name: Literal["max_concurrency", "max_runtime_seconds", "max_attempts"],
+    asked: Any,
+    default: Any,
+    least: Amount,
+    most: Amount | None = None,
+) -> Any:
+    value = default if asked is None else asked
+    if value != value or value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise JobInputError(f"{name} is {value}; it must be {bounds}")
+    return value

@@ -1,0 +1,45 @@
+"""What the job runner needs from the control plane, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from core.tools.base import Tool
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker's turn ended. `message`: its last words, its error, or who interrupted it."""
+
+    status: Literal["completed", "errored", "interrupted"]
+    message: str = ""
+
+
+class WorkersGone(Exception):
+    """The swarm is ending: no worker can be started any more. The job stays as it is, to be gone on with."""
+
+
+class Workers(Protocol):
+    async def run_worker(
+        self,
+        *,
+        owner: str,
+        thread: str,
+        name: str,
+        task: str,
+        message: str,
+        tools: Sequence[Tool],
+        job: str,
+        item: str,
+        model: str | None,
+        role: str | None,
+    ) -> Outcome:
+        """One worker from birth to close: below the agent with thread id `owner`, at `<its path>/<name>`,
+        under the thread id `thread`, with `message` as its task and `tools` beside those of every worker.
+
+        Returns when its first turn has ended and it is closed. Cancelling the call stops and closes it.
+        Raises WorkersGone, or any other exception when it cannot start: its text becomes the row's error.
+        """
+        ...
