@@ -1,4 +1,4 @@
-"""A swarm as events: an audit with a grandchild, a failure, an approval, a job, and an answer being written."""
+"""A swarm as events: an audit with grandchildren, a failure, an approval, a job."""
 
 from __future__ import annotations
 
@@ -133,6 +133,15 @@ def audit() -> Story:
     s.turn(cedar)
     s.call(root, "c4", "wait_agent", "atlas, ember, iris", 25)
     s.add(e.AgentWaits(agent=root, wait=Wait(reason="agents", detail="3 agents")), 25)
+    _work(s)
+    _job(s, ember, [thread(7), thread(8), thread(9)])
+    _now(s)
+    return s
+
+
+def _work(s: Story) -> None:
+    root, atlas, ember, iris, birch, cedar = (thread(number) for number in range(1, 7))
+    del atlas, iris
     s.call(birch, "b1", "exec_command", "wc -l core/*.py", 60)
     s.result(birch, "b1", 0, "".join(f"{40 + 7 * i:6d} core/module_{i:02}.py\n" for i in range(30)), 61)
     s.ended(birch, "b1", 1.2, at=61.2)
@@ -160,7 +169,10 @@ def audit() -> Story:
     s.turn(kite)
     s.done(kite, "all MIT", 400)
     s.add(e.AgentClosed(agent=kite, by="/root"), 410)
-    _job(s, ember, [fjord, grove, heron])
+
+
+def _now(s: Story) -> None:
+    root, atlas, iris, grove = thread(1), thread(2), thread(4), thread(8)
     s.call(iris, "i1", "exec_command", "rm -r build/", 600)
     s.add(
         e.ApprovalRequested(
@@ -183,7 +195,6 @@ def audit() -> Story:
     s.call(root, "c6", "exec_command", "cat report.md", 721)
     s.result(root, "c6", 0, "cat: report.md: No such file or directory", 721.4, "exit 1")
     s.ended(root, "c6", 0.4, "error", at=721.4)
-    return s
 
 
 def _job(s: Story, owner: str, workers: list[str]) -> None:

@@ -365,9 +365,10 @@ class SwarmScreen(Screen[None]):
         return True
 
     def action_follow(self) -> None:
-        if self.transcript.following:
-            self.transcript.select(self.transcript.cursor_key)
-            self.transcript._pause()
+        if self.focused is self.table:
+            self.table.ride()
+        elif self.transcript.following:
+            self.transcript.pause()
         else:
             self.transcript.resume()
         self.transcript_head.repaint()

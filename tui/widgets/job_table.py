@@ -51,6 +51,8 @@ class JobTable(LineView):
         self.view = view
         self.clock = clock
         self.job: str | None = None
+        self.riding = True
+        """The view stays where the work is until the operator moves in it."""
         self._asked: set[tuple[int, int]] = set()
 
     @property
@@ -61,14 +63,39 @@ class JobTable(LineView):
         if job != self.job:
             self.job = job
             self.cursor_key = None
+            self.riding = True
             self._asked.clear()
             self.sync()
+            self._ride()
 
     def refresh_rows(self) -> None:
         if self.row_count() != self._count:
             self.sync()
-        else:
-            self.repaint()
+        self._ride()
+        self.repaint()
+
+    def _ride(self) -> None:
+        """Rows are claimed in order, so the work is where as many rows are over."""
+        if self.riding and self.state is not None and self._count:
+            self._cursor = min(self.state.done, self._count - 1)
+            self.cursor_key = self.row_key(self._cursor)
+            self._scroll(self._cursor - self.size.height // 2)
+
+    def ride(self) -> None:
+        """Go back to where the work is, and stay there."""
+        self.riding = True
+        self.refresh_rows()
+
+    def _set_cursor(self, index: int, *, tell: bool = True) -> None:
+        self.riding = False
+        super()._set_cursor(index, tell=tell)
+
+    def _wheel(self, lines: int) -> None:
+        self.riding = False
+        super()._wheel(lines)
+
+    def _cursor_shown(self) -> bool:
+        return self.has_focus
 
     def row_count(self) -> int:
         return self.state.total if self.state is not None else 0

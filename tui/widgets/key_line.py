@@ -10,7 +10,6 @@ from tui.glyphs import UNICODE, Glyphs
 from tui.paint import Line, width_of
 from tui.widgets.painted import Painted
 
-
 SHORT = {"move": "", "fold": " ", "interrupt": "int", "message": "msg", "error": "err"}
 """Labels for a terminal that has no room for the whole words."""
 

@@ -289,7 +289,8 @@ class LineView(ScrollView, can_focus=True):
 
     # --- the operator moves --------------------------------------------------------------------------------
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Stop following the end; rows that come from now on are counted as `below`."""
         if self.follows and self.following:
             self.following = False
             self._seen_last = self.row_key(self._count - 1) if self._count else None
@@ -310,7 +311,7 @@ class LineView(ScrollView, can_focus=True):
         if index is None:
             return False
         if index < self._count - 1:
-            self._pause()
+            self.pause()
         self._set_cursor(index, tell=False)
         return True
 
@@ -342,12 +343,12 @@ class LineView(ScrollView, can_focus=True):
             self._scroll(top + 1)
             self.repaint()
         elif step < 0 and self._top(self._cursor) < top < self._bottom(self._cursor):
-            self._pause()
+            self.pause()
             self._scroll(top - 1)
             self.repaint()
         else:
             if step < 0 and self._count > 1:
-                self._pause()
+                self.pause()
             self._set_cursor(self._cursor + step)
 
     def action_page(self, pages: float) -> None:
@@ -356,14 +357,14 @@ class LineView(ScrollView, can_focus=True):
             return
         lines = int(self.size.height * pages) or (1 if pages > 0 else -1)
         if lines < 0:
-            self._pause()
+            self.pause()
         at = self._top(self._cursor)
         self._scroll(self.scroll_offset.y + lines)
         self._set_cursor(self._row_at(min(max(at + lines, 0), self.total_lines - 1)))
 
     def action_first(self) -> None:
         if self._count > 1:
-            self._pause()
+            self.pause()
         self._set_cursor(0)
         self._scroll(0)
 
@@ -397,7 +398,7 @@ class LineView(ScrollView, can_focus=True):
 
     def _wheel(self, lines: int) -> None:
         if lines < 0 and self._max_scroll():
-            self._pause()
+            self.pause()
         self._scroll(self.scroll_offset.y + lines)
         self.repaint()
 
@@ -420,7 +421,7 @@ class LineView(ScrollView, can_focus=True):
             self.action_open()
             return
         if index < self._count - 1:
-            self._pause()
+            self.pause()
         self._set_cursor(index)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:

@@ -166,7 +166,7 @@ class Transcript(LineView):
 
     def _turn(self, row: Row, fold: int) -> None:
         place = self._place()
-        self._pause()
+        self.pause()
         self.folds[self._fold_key(row)] = fold
         self._sync(self.cursor, place)
         self._show_row(self.cursor)
