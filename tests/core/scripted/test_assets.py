@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from core.jobs.prompt import first_message
 from core.scripted.scenario import load_scenario
 from tests.core.scripted.talk import Item, Talk
 
+JOB = "1f2e3d4c-0000-4000-8000-000000000000"
+
 
 def worker(item: str, row: dict[str, str]) -> str:
-    job = "1f2e3d4c-0000-4000-8000-000000000000"
-    return f"Job ID: {job}\nItem ID: {item}\n\nCount.\n\nRow:\n{json.dumps(row)}\n"
+    return first_message(job=JOB, item=item, instruction="Count the lines.", row=row, schema=None)
 
 
 class Tools:
@@ -33,7 +35,7 @@ class Tools:
         ended = subprocess.run(
             ["/bin/sh", "-c", arguments["cmd"]], cwd=self.folder, capture_output=True, text=True, check=False
         )
-        return f"exit code {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        return f"Exit code: {ended.returncode}\nWall time: 0.002 s\nOutput:\n{ended.stdout}{ended.stderr}"
 
 
 @pytest.mark.parametrize(("name", "lines"), [("plain.txt", 3), ('it\'s; a "file".txt', 12), ("-n ü.txt", 0)])
@@ -48,7 +50,7 @@ async def test_count_lines_reports_what_wc_measured(
     assert await talk.run(worker("row 7", row), tools) == "My row is done."
     assert tools.reports == [
         {
-            "job_id": "1f2e3d4c-0000-4000-8000-000000000000",
+            "job_id": JOB,
             "item_id": "row 7",
             "result": {"lines": lines},
         }
