@@ -170,7 +170,7 @@ class Settings(FileSettings):
             return None
         if self.model is None:
             return (
-                f'no model is set: pass --model NAME, or write  model = "NAME"  into {self.config_file}'
+                f'no model is set: pass --model NAME, or write model = "NAME" into {self.config_file}'
                 " (watchroom demo needs none)"
             )
         if self.api_key is None and _host(self.base_url) == _host(OPENAI_URL):

@@ -49,6 +49,9 @@ def run(
     code = exits.ERROR
     try:
         code = signals.run(lambda: _run(settings, command, mode, approve, engine, outcome))
+    except BrokenPipeError:
+        code = exits.PIPE
+        raise
     finally:
         _close(outcome, code, mode)
     return code
@@ -144,6 +147,8 @@ def _close(outcome: Outcome, code: int, mode: Mode) -> None:
     if code == exits.OK:
         if mode == "headless" and outcome.message:
             print(clean(outcome.message), flush=True)
+        return
+    if code == exits.PIPE:
         return
     if outcome.status == "errored":
         _say(outcome.message)

@@ -55,7 +55,7 @@ class PlainLines:
         agent = self.view.agent(thread)
         if agent is None:
             return shorten(clean_line(thread or "swarm"), 40)
-        return "root" if agent.thread == self.view.state.root else agent.nickname or agent.path
+        return "root" if agent.thread == self.view.state.root else clean_line(agent.nickname) or agent.path
 
     def _root(self, event: e.Event) -> bool:
         return event.agent is not None and event.agent == self.view.state.root
@@ -181,7 +181,9 @@ class PlainLines:
     def _job_created(self, event: e.JobCreated) -> list[str]:
         if self.scope == "headless":
             return []
-        return [f"job {event.job[:8]} created {_detail(event.name)} {event.total} rows of {event.input_path}"]
+        return [
+            f"job {event.job[:8]} created {_detail(event.name)} {event.total} rows of {clean_line(event.input_path)}"
+        ]
 
     def _job_row(self, event: e.JobRowEnded) -> list[str]:
         said = []
@@ -207,7 +209,7 @@ class PlainLines:
         return (
             []
             if self.scope == "headless"
-            else [f"job {event.job[:8]} wrote {event.rows} rows to {event.path}"]
+            else [f"job {event.job[:8]} wrote {event.rows} rows to {clean_line(event.path)}"]
         )
 
 
@@ -247,4 +249,4 @@ def _detail(text: str) -> str:
 
 def _paragraph(head: str, text: str) -> list[str]:
     """A message whole: its first line after `head`, the others indented below it."""
-    return [f"{head} " + textwrap.indent(text.strip(), " " * 9).lstrip()]
+    return [f"{clean_line(head)} " + textwrap.indent(text.strip(), " " * 9).lstrip()]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from core.config import Settings
-from core.store.readers import Reader
 from tui import signals
 from tui.output import escape_json
+
+if TYPE_CHECKING:
+    from core.store.readers import Reader
 
 
 def read(settings: Settings, ask: Callable[[Reader], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
     """The answer of `ask` from the store of these settings. Raises StoreError or NotFound, one sentence."""
+    from core.store.readers import Reader
+
     answer: dict[str, Any] = {}
 
     async def main() -> int:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 def run(args: Namespace) -> int:
     if args.json:
-        raise exits.Quit(exits.USAGE, "the console has no --json: use  watchroom exec --json TASK")
+        raise exits.Quit(exits.USAGE, "the console has no --json: use watchroom exec --json TASK")
     if args.task is not None and not args.task.strip():
         raise exits.Quit(exits.USAGE, "the task is empty: say what the root agent shall do, or leave it out")
     if args.plain or os.environ.get("ACCESSIBLE") == "1":
         return _plain(args)
     if (reason := setup.terminal()) is not None:
-        raise exits.Quit(exits.USAGE, f"{reason}: use  watchroom exec TASK,  or --plain TASK for every line")
+        raise exits.Quit(exits.USAGE, f"{reason}: use watchroom exec TASK, or --plain TASK for every line")
     settings = setup.settings_of(args, asks_model=False)
     if (missing := settings.missing()) is not None:
         return _offer_demo(args, missing)
@@ -45,7 +45,7 @@ def _plain(args: Namespace) -> int:
     from tui import headless
 
     if args.task is None:
-        raise exits.Quit(exits.USAGE, "lines need a task from the start: use  watchroom --plain TASK")
+        raise exits.Quit(exits.USAGE, "lines need a task from the start: use watchroom --plain TASK")
     settings = setup.headless(setup.settings_of(args))
     command = StartSwarm(task=args.task, cwd=str(settings.cwd), source="console", unattended="refuse")
     return headless.run(settings, command, "plain")

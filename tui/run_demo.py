@@ -20,7 +20,7 @@ TASK = "Audit this project: map every module, check what it claims, measure the 
 
 def run(args: Namespace) -> int:
     if not (args.plain or args.json) and (reason := setup.terminal()) is not None:
-        raise exits.Quit(exits.USAGE, f"{reason}: use  watchroom demo --plain")
+        raise exits.Quit(exits.USAGE, f"{reason}: use watchroom demo --plain")
     settings = setup.settings_of(args, base_url="scripted:demo")
     with tempfile.TemporaryDirectory(prefix="watchroom-demo-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch) / "demo"

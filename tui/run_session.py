@@ -22,7 +22,7 @@ def show_list(args: Namespace) -> int:
         reading.print_json(found)
         return exits.OK
     if not found["sessions"]:
-        print("no swarms yet: start one with  watchroom demo", file=sys.stderr)
+        print("no swarms yet: start one with watchroom demo", file=sys.stderr)
         return exits.OK
     rows = [{**row, "started": moment(row["started_at"])} for row in found["sessions"]]
     columns = (
