@@ -27,7 +27,7 @@ def main() -> None:
     from referencing import Registry
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    validator = Draft202012Validator(json.loads(sys.stdin.readline()), registry=Registry())  # type: ignore[var-annotated]
+    validator = Draft202012Validator(json.loads(sys.stdin.readline()), registry=Registry())
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         found = []

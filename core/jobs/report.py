@@ -51,7 +51,7 @@ class ReportTool(Tool):
         worker: str,
         schema: Mapping[str, Any] | None,
         checker: SchemaChecker | None,
-        on_stop: Callable[[str], None],
+        on_stop: Callable[[str], object],
     ) -> None:
         self._jobs = jobs
         self._swarm = swarm

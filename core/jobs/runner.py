@@ -174,10 +174,11 @@ class JobRunner:
         )
         worker = group.create_task(self._work(claim, tool), name=f"job worker {claim.item}")
         self._tasks[claim.worker] = worker
+        over: set[asyncio.Future[Any]] = {worker, tool.accepted}
         error: str | None = None
         try:
             async with self._clock.timeout(plan.max_runtime_seconds):
-                await asyncio.wait({worker, tool.accepted}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             error = f"stopped at the row's time limit of {plan.max_runtime_seconds:g} s"
         if tool.accepted.done():

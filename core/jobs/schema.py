@@ -53,7 +53,7 @@ def _check_with_library(schema: dict[str, Any]) -> None:
     except SchemaError as error:
         problem = shorten(clean_line(error.message), 200)
         raise JobInputError(f"output_schema is not a JSON Schema: at {error.json_path}: {problem}") from None
-    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()  # type: ignore[var-annotated]
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     for keyword, value in _keywords(schema):
         if keyword in ("$ref", "$dynamicRef") and isinstance(value, str):
             shown = shorten(clean_line(value), 80)

@@ -183,22 +183,20 @@ class JobService:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._runners[checked.job] = runner
         self._notes[checked.job] = checked.notes
-        self._tasks[checked.job] = self._group.create_task(
-            self._job(owner, checked, runner, stored), name=f"job {checked.job}"
-        )
-        await asyncio.shield(stored)
+        task = self._group.create_task(self._job(owner, checked, runner, stored), name=f"job {checked.job}")
+        self._tasks[checked.job] = task
+        first: set[asyncio.Future[None]] = {task, stored}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not stored.done():
+            if task.cancelled():
+                raise JobInputError("the swarm is ending; no job is started")
+            task.result()  # raises what kept it from being stored
         return checked.job
 
     async def _job(
         self, owner: str, checked: CheckedJob, runner: JobRunner, stored: asyncio.Future[None]
     ) -> None:
-        try:
-            await self._create(owner, checked)
-        except BaseException as error:
-            cancelled = isinstance(error, asyncio.CancelledError)
-            stored.set_exception(JobInputError("the swarm is ending") if cancelled else error)
-            stored.exception()  # whoever asked may be gone; then nobody else looks at it
-            raise
+        await self._create(owner, checked)
         stored.set_result(None)
         await runner.run()
 
