@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from core.domain import events as e
 from core.domain.commands import TranscriptPage
+from core.domain.summary import LastTexts, note_result, summary_of
 from core.view.cleaning import clean_struct
 
 RowRole = Literal["user", "assistant", "agent", "reasoning", "notice", "call"]
@@ -41,16 +42,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     def summary(self) -> str:
         """What a folded call shows: the last text, or one line per agent in first-seen order."""
-        last: dict[str | None, str] = {}
+        last: LastTexts = {}
         for event in self.events:
-            if event.text or event.status:
-                last[event.about] = event.text or event.status
-        agents = [key for key in last if key is not None]
-        if not agents:
-            return last.get(None, "")
-        if len(agents) == 1:
-            return last[agents[0]]
-        return "\n".join(last[key] for key in agents)
+            note_result(last, event.about, event.text, event.status)
+        return summary_of(last)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +80,11 @@ class Transcript:
     def first_seq(self) -> int | None:
         """The seq to ask for older events `before`; None while nothing is loaded."""
         return self._first_seq
+
+    @property
+    def orphans(self) -> int:
+        """Results whose call is not among the loaded rows."""
+        return len(self._orphans)
 
     def prepend(self, page: TranscriptPage) -> int:
         """Put an older page in front (or load the first one). Returns how many rows it added."""

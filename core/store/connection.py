@@ -1,0 +1,130 @@
+"""Connections to the store's file: one that writes, others that only read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiosqlite
+
+from core.store.errors import StoreError, sentence
+
+FILE_NAME = "watchroom.db"
+BUSY_MS = 5000
+NEEDED = (3, 35, 0)
+"""RETURNING and the upserts of the tables."""
+
+Row = Sequence[Any]
+
+
+class Db:
+    """A connection as the writer's operations and the readers see it: statements in, plain rows out."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
+        """Run one statement; returns how many rows it changed."""
+        # Closing the cursor would cost a second trip to the thread; a finished one holds nothing.
+        cursor = await self._connection.execute(sql, args)
+        return cursor.rowcount
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        """Run one statement for every row; returns how many rows all of them changed."""
+        cursor = await self._connection.executemany(sql, rows)
+        return cursor.rowcount
+
+    async def all(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
+        return list(await self._connection.execute_fetchall(sql, args))
+
+    async def one(self, sql: str, args: Sequence[Any] = ()) -> Row | None:
+        rows = await self.all(sql, args)
+        return rows[0] if rows else None
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+
+def prepare_home(home: Path) -> Path:
+    """Make the folder (0700) and the empty file (0600) if they are missing; returns the file's path.
+
+    SQLite gives the WAL and the shared-memory file the mode of the database, so a wider folder that was there
+    before does not open them to others.
+    """
+    path = home / FILE_NAME
+    try:
+        if not home.is_dir():
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+                os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
+    return path
+
+
+async def connect_writer(path: Path) -> Db:
+    """The writing connection: WAL, every commit synced. Raises StoreError."""
+    check_version()
+    connection = await _connect(path, "rw")
+    try:
+        await _pragmas(
+            connection, ["journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864"]
+        )
+    except (sqlite3.Error, OSError) as error:
+        await connection.close()
+        raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
+    except BaseException:
+        await connection.close()
+        raise
+    return Db(connection)
+
+
+async def connect_reader(path: Path) -> Db:
+    """A read-only connection. Raises StoreError."""
+    check_version()
+    connection = await _connect(path, "ro")
+    try:
+        await _pragmas(connection, ["query_only = ON"])
+        await connection.execute_fetchall("SELECT count(*) FROM sqlite_schema")
+    except (sqlite3.Error, OSError) as error:
+        await connection.close()
+        raise StoreError(sentence(error, f"the store {path} cannot be read")) from error
+    except BaseException:
+        await connection.close()
+        raise
+    return Db(connection)
+
+
+def check_version() -> None:
+    if sqlite3.sqlite_version_info < NEEDED:
+        needed = ".".join(map(str, NEEDED))
+        raise StoreError(
+            f"this Python has SQLite {sqlite3.sqlite_version}, the store needs {needed} or newer: "
+            "use a newer Python"
+        )
+
+
+async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
+    uri = f"file:{quote(os.path.abspath(path))}?mode={mode}"
+    try:
+        return await aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
+
+
+async def _pragmas(connection: aiosqlite.Connection, pragmas: Iterable[str]) -> None:
+    for pragma in (f"busy_timeout = {BUSY_MS}", "foreign_keys = ON", *pragmas):
+        await connection.execute_fetchall(f"PRAGMA {pragma}")

@@ -1,0 +1,395 @@
+"""Jobs in the store. Every transition is one conditional UPDATE and its events, in one transaction.
+
+Who gets a row, and whether a report counts, is decided here and nowhere else: by the row count of an UPDATE that
+names job, item, worker and the status it must still have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from core.domain import events as e
+from core.domain.commands import JobRow
+from core.safety.text import clean_line, shorten
+from core.store.connection import Db
+from core.store.errors import StoreError
+from core.store.readers import Reader
+from core.store.rows import timestamp
+
+if TYPE_CHECKING:
+    from core.store.store import Store
+
+CHUNK = 2000
+LABEL_CELLS = 3
+LABEL_CHARS = 80
+
+_INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instruction, input_path, output_path,
+    concurrency, total, pending, running, completed, failed, skipped, created_at, last_error, headers,
+    output_schema, raw, max_attempts, max_runtime_seconds)
+    VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, '', ?, ?, ?, ?, ?)"""
+_INSERT_ITEM = (
+    'INSERT INTO agent_job_items (job, item, row_index, source_id, "values", status)'
+    " VALUES (?, ?, ?, ?, ?, 'pending')"
+)
+_NEXT = (
+    'SELECT item, source_id, row_index, attempt, "values" FROM agent_job_items'
+    " WHERE job = ? AND status = 'pending' ORDER BY attempt, row_index LIMIT ?"
+)
+_CLAIM = (
+    "UPDATE agent_job_items SET status = 'running', worker = ?, attempt = ?, started_at = ?, ended_at = NULL,"
+    " reported_at = NULL WHERE job = ? AND item = ? AND status = 'pending'"
+)
+_BEGIN_ATTEMPT = (
+    "INSERT INTO agent_job_attempts (job, item, attempt, worker, status, started_at)"
+    " VALUES (?, ?, ?, ?, 'running', ?)"
+)
+_END_ATTEMPT = "UPDATE agent_job_attempts SET status = ?, error = ?, ended_at = ? WHERE job = ? AND item = ? AND worker = ?"
+_REPORT = (
+    "UPDATE agent_job_items SET status = 'completed', result = ?, last_error = NULL, reported_at = ?, ended_at = ?"
+    " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+)
+_FAIL = (
+    "UPDATE agent_job_items SET status = CASE WHEN attempt < ? THEN 'pending' ELSE 'failed' END, last_error = ?,"
+    " worker = CASE WHEN attempt < ? THEN NULL ELSE worker END, ended_at = CASE WHEN attempt < ? THEN NULL ELSE ? END"
+    " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+)
+_STORED = (
+    'SELECT item, row_index, source_id, "values", status, attempt, last_error, result, reported_at, ended_at'
+    " FROM agent_job_items WHERE job = ? AND row_index > ? ORDER BY row_index LIMIT ?"
+)
+_PAGE = (
+    'SELECT item, row_index, status, attempt, worker, source_id, result, last_error, started_at, ended_at, "values"'
+    " FROM agent_job_items WHERE job = ? AND row_index >= ? ORDER BY row_index LIMIT ?"
+)
+
+
+class JobInput(NamedTuple):
+    """One row on its way into a job: its values in the order of the headers."""
+
+    item: str
+    source_id: str | None
+    row_index: int
+    values: list[str]
+
+
+class Claim(NamedTuple):
+    """A row that was given to `worker`, a thread id that only this attempt has."""
+
+    item: str
+    source_id: str | None
+    row_index: int
+    attempt: int
+    worker: str
+    values: list[str]
+
+
+class StoredRow(NamedTuple):
+    """One row with everything an export needs."""
+
+    item: str
+    row_index: int
+    source_id: str | None
+    values: list[str]
+    status: str
+    attempt: int
+    error: str | None
+    result: str | None
+    """JSON text."""
+    reported_at: str | None
+    ended_at: str | None
+
+
+class JobStore:
+    """The jobs of a store: writes through its writer, reads what is committed."""
+
+    def __init__(self, store: Store, reader: Reader, redact: Callable[[str], str]) -> None:
+        self._store = store
+        self._reader = reader
+        self._redact = redact
+
+    # --- transitions -------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        swarm: str,
+        event: e.JobCreated,
+        headers: list[str],
+        rows: Iterable[JobInput],
+        schema: str | None,
+        raw: bool,
+    ) -> None:
+        """A job with all its rows, pending. `schema` is JSON text. Raises StoreError; then nothing is stored."""
+
+        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
+            now = self._now()
+            await db.execute(
+                _INSERT_JOB,
+                (
+                    event.job,
+                    swarm,
+                    event.name,
+                    event.agent,
+                    event.instruction,
+                    event.input_path,
+                    event.output_path,
+                    event.concurrency,
+                    event.total,
+                    event.total,
+                    now,
+                    self._json(headers),
+                    self._redact(schema) if schema is not None else None,
+                    raw,
+                    event.max_attempts,
+                    event.max_runtime_seconds,
+                ),
+            )
+            count, left = 0, iter(rows)
+            while chunk := list(islice(left, CHUNK)):
+                await db.executemany(_INSERT_ITEM, [self._item(event.job, row) for row in chunk])
+                count += len(chunk)
+            if count != event.total:
+                raise StoreError(
+                    f"job {event.name} was announced with {event.total} rows and came with {count}"
+                )
+            return None, [event]
+
+        await self._store.transact(swarm, op)
+
+    async def start(self, swarm: str, job: str, concurrency: int) -> bool:
+        """pending or paused → running; whether it was."""
+
+        async def op(db: Db) -> tuple[bool, Sequence[e.Event]]:
+            changed = await db.execute(
+                "UPDATE agent_jobs SET status = 'running' WHERE job = ? AND swarm = ?"
+                " AND status IN ('pending', 'paused')",
+                (job, swarm),
+            )
+            if not changed:
+                return False, []
+            owner = await _owner(db, job)
+            return True, [e.JobStarted(agent=owner, job=job, concurrency=concurrency)]
+
+        return await self._store.transact(swarm, op)
+
+    async def claim(self, swarm: str, job: str, workers: list[str]) -> list[Claim]:
+        """Give pending rows of a running job to `workers`, one each: new rows in row order, then those whose
+        attempt failed. Fewer claims than workers: the queue is empty."""
+
+        async def op(db: Db) -> tuple[list[Claim], Sequence[e.Event]]:
+            head = await db.one(
+                "SELECT owner FROM agent_jobs WHERE job = ? AND swarm = ? AND status = 'running'",
+                (job, swarm),
+            )
+            if head is None or not workers:
+                return [], []
+            now = self._now()
+            claims = [
+                Claim(item, source_id, row_index, attempt + 1, worker, json.loads(values))
+                for worker, (item, source_id, row_index, attempt, values) in zip(
+                    workers, await db.all(_NEXT, (job, len(workers))), strict=False
+                )
+            ]
+            taken = await db.executemany(_CLAIM, [(c.worker, c.attempt, now, job, c.item) for c in claims])
+            if claims and taken != len(claims):
+                raise StoreError(f"job {job}: {len(claims)} rows were pending, {taken} could be taken")
+            await db.executemany(_BEGIN_ATTEMPT, [(job, c.item, c.attempt, c.worker, now) for c in claims])
+            return claims, [
+                e.JobRowClaimed(
+                    agent=head[0],
+                    job=job,
+                    item=c.item,
+                    row_index=c.row_index,
+                    attempt=c.attempt,
+                    worker=c.worker,
+                )
+                for c in claims
+            ]
+
+        return await self._store.transact(swarm, op)
+
+    async def report(
+        self, swarm: str, job: str, item: str, worker: str, result_json: str
+    ) -> tuple[bool, str]:
+        """Take a worker's result: (True, ""), or (False, why not). Each row's result is accepted once."""
+        result = self._redact(result_json)
+
+        async def op(db: Db) -> tuple[tuple[bool, str], Sequence[e.Event]]:
+            now = self._now()
+            owner = await _owner(db, job)
+            if await db.execute(_REPORT, (result, now, now, job, item, worker)):
+                await db.execute(_END_ATTEMPT, ("completed", None, now, job, item, worker))
+                row_index, attempt = await _place(db, job, item)
+                ended = e.JobRowEnded(
+                    agent=owner,
+                    job=job,
+                    item=item,
+                    row_index=row_index,
+                    attempt=attempt,
+                    status="completed",
+                    worker=worker,
+                    result=result,
+                )
+                return (True, ""), [ended]
+            reason = await _why_not(db, job, item, worker)
+            refused = e.JobReportRefused(
+                agent=owner, job=job, item=item, worker=worker, reason=reason, result=result
+            )
+            return (False, reason), [refused]
+
+        return await self._store.transact(swarm, op)
+
+    async def fail(
+        self, swarm: str, job: str, item: str, worker: str, error: str, max_attempts: int
+    ) -> Literal["failed", "pending"] | None:
+        """End a worker's attempt without a result. With attempts left the row waits again, behind the new ones.
+        None: the row is no longer this worker's, and nothing has changed."""
+        problem = self._redact(error)
+
+        async def op(db: Db) -> tuple[Literal["failed", "pending"] | None, Sequence[e.Event]]:
+            now = self._now()
+            limits = (max_attempts, problem, max_attempts, max_attempts, now)
+            if not await db.execute(_FAIL, (*limits, job, item, worker)):
+                return None, []
+            await db.execute(_END_ATTEMPT, ("failed", problem, now, job, item, worker))
+            row_index, attempt = await _place(db, job, item)
+            status: Literal["failed", "pending"] = "pending" if attempt < max_attempts else "failed"
+            ended = e.JobRowEnded(
+                agent=await _owner(db, job),
+                job=job,
+                item=item,
+                row_index=row_index,
+                attempt=attempt,
+                status=status,
+                worker=worker,
+                error=problem,
+            )
+            return status, [ended]
+
+        return await self._store.transact(swarm, op)
+
+    async def end(
+        self,
+        swarm: str,
+        job: str,
+        status: Literal["completed", "failed", "cancelled"],
+        error: str | None,
+        by: str,
+    ) -> bool:
+        """The job is over; False if it was over already. The first end stands."""
+
+        async def op(db: Db) -> tuple[bool, Sequence[e.Event]]:
+            changed = await db.execute(
+                "UPDATE agent_jobs SET status = ? WHERE job = ? AND swarm = ?"
+                " AND status IN ('pending', 'running', 'paused')",
+                (status, job, swarm),
+            )
+            if not changed:
+                return False, []
+            owner = await _owner(db, job)
+            return True, [e.JobEnded(agent=owner, job=job, status=status, error=error, by=by)]
+
+        return await self._store.transact(swarm, op)
+
+    async def exported(self, swarm: str, job: str, path: str, rows: int) -> None:
+        """Record that the CSV was written."""
+
+        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
+            changed = await db.execute(
+                "UPDATE agent_jobs SET exported_rows = ? WHERE job = ? AND swarm = ?", (rows, job, swarm)
+            )
+            if not changed:
+                raise StoreError(f"there is no job {job} in swarm {swarm}")
+            return None, [e.JobExported(agent=await _owner(db, job), job=job, path=path, rows=rows)]
+
+        await self._store.transact(swarm, op)
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    async def headers(self, job: str) -> list[str]:
+        """The input's columns. Raises StoreError for an unknown job."""
+        rows = await self._reader.all("SELECT headers FROM agent_jobs WHERE job = ?", (job,))
+        if not rows:
+            raise StoreError(f"there is no job {job} in the store")
+        found: list[str] = json.loads(rows[0][0])
+        return found
+
+    async def page(self, job: str, start: int, limit: int) -> list[JobRow]:
+        """At most `limit` rows from row_index `start` on, in input order."""
+        return [
+            JobRow(
+                item=item,
+                row_index=row_index,
+                status=status,
+                attempt=attempt,
+                worker=worker,
+                source_id=source_id,
+                result=result,
+                error=error,
+                started_at=started_at,
+                ended_at=ended_at,
+                label=_label(values),
+            )
+            for item, row_index, status, attempt, worker, source_id, result, error, started_at, ended_at, values in (
+                await self._reader.all(_PAGE, (job, start, max(limit, 0)))
+            )
+        ]
+
+    async def rows(self, job: str) -> AsyncIterator[StoredRow]:
+        """Every row in input order, paged by key: a job of any length is never in memory whole."""
+        last = -1
+        while chunk := await self._reader.all(_STORED, (job, last, CHUNK)):
+            for item, row_index, source_id, values, *rest in chunk:
+                yield StoredRow(item, row_index, source_id, json.loads(values), *rest)
+                last = row_index
+
+    async def failures(self, job: str, limit: int) -> list[dict[str, Any]]:
+        """The first failed rows in row order: {"item_id", "source_id", "last_error"}."""
+        return await self._reader.failures(job, limit)
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _now(self) -> str:
+        return timestamp(self._store.clock.now())
+
+    def _item(self, job: str, row: JobInput) -> tuple[Any, ...]:
+        source = self._redact(row.source_id) if row.source_id is not None else None
+        return (job, row.item, row.row_index, source, self._json(row.values))
+
+    def _json(self, values: Sequence[str]) -> str:
+        return json.dumps([self._redact(value) for value in values], ensure_ascii=False)
+
+
+async def _owner(db: Db, job: str) -> str | None:
+    row = await db.one("SELECT owner FROM agent_jobs WHERE job = ?", (job,))
+    return row[0] if row is not None else None
+
+
+async def _place(db: Db, job: str, item: str) -> tuple[int, int]:
+    row = await db.one(
+        "SELECT row_index, attempt FROM agent_job_items WHERE job = ? AND item = ?", (job, item)
+    )
+    assert row is not None
+    return row[0], row[1]
+
+
+async def _why_not(db: Db, job: str, item: str, worker: str) -> str:
+    """Why a report was not taken, for the worker that made it."""
+    row = await db.one(
+        "SELECT status, worker, attempt FROM agent_job_items WHERE job = ? AND item = ?", (job, item)
+    )
+    if row is None:
+        return f"there is no item {item} in job {job}"
+    status, holder, attempt = row
+    if status == "pending":
+        return f"item {item} is not assigned to anybody now; this attempt is over"
+    if holder != worker:
+        return f"item {item} is no longer yours: attempt {attempt} belongs to another worker"
+    return f"item {item} is {status} already; a row is reported once"
+
+
+def _label(values: str) -> str:
+    cells = [clean_line(value[:LABEL_CHARS]) for value in json.loads(values) if value.strip()]
+    return shorten(" · ".join(cells[:LABEL_CELLS]), LABEL_CHARS)

@@ -1,0 +1,65 @@
+"""Structs to rows and back: one column per field, JSON text where a field is a structure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from core.store.connection import Row
+
+T = TypeVar("T", bound=msgspec.Struct)
+_JSON = frozenset({"tokens", "wait", "argv"})
+
+
+def timestamp(at: datetime) -> str:
+    """RFC 3339 in UTC with microseconds, so that text sorts as time does."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def cell(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, datetime):
+        return timestamp(value)
+    return msgspec.json.encode(value).decode()
+
+
+class Table(Generic[T]):
+    """The columns of a state table that hold the fields of one struct."""
+
+    def __init__(
+        self, name: str, struct: type[T], key: Iterable[str], *, leave_out: Iterable[str] = ()
+    ) -> None:
+        self.struct = struct
+        out = set(leave_out)
+        self.fields = [field for field in struct.__struct_fields__ if field not in out]
+        columns = self.fields if "swarm" in self.fields else [*self.fields, "swarm"]
+        self.columns = ", ".join(f'"{column}"' for column in columns)
+        keys = tuple(key)
+        updates = ", ".join(f'"{c}" = excluded."{c}"' for c in columns if c not in keys)
+        self.upsert = (
+            f"INSERT INTO {name} ({self.columns}) VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {updates}"
+        )
+        self.select = f"SELECT {self.columns} FROM {name} "
+        self._swarm = "swarm" not in self.fields
+
+    def row(self, entry: T, swarm: str) -> tuple[Any, ...]:
+        cells = [cell(getattr(entry, field)) for field in self.fields]
+        if self._swarm:
+            cells.append(swarm)
+        return tuple(cells)
+
+    def entry(self, row: Row, **more: Any) -> T:
+        fields: dict[str, Any] = dict(more)
+        for name, value in zip(self.fields, row, strict=False):
+            if name in _JSON and value is not None:
+                value = json.loads(value)
+            elif name == "sandboxed":
+                value = bool(value)
+            fields[name] = value
+        return msgspec.convert(fields, self.struct)

@@ -1,0 +1,275 @@
+"""The one task that touches the writing connection (decision 14).
+
+Group commit without a timer: whatever gathered while the last commit ran goes into the next. A batch is folded
+into a copy of each swarm's state; the copy becomes the live state only once its events are on disk, so memory
+is never ahead of the disk. A batch that cannot be committed is fatal (decision 13): its callers and all later
+ones are told why, and the live states stay what the disk holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from core.clock import Clock
+from core.domain import events as e
+from core.domain.state import SwarmState
+from core.safety.redact import redact_struct
+from core.store.connection import Db
+from core.store.errors import StoreError, sentence
+from core.store.projection import LiveSwarm, Projection
+
+log = logging.getLogger("watchroom.store")
+T = TypeVar("T")
+Op = Callable[[Db], Awaitable[tuple[T, Sequence[e.Event]]]]
+Committed = Callable[[str, Sequence[e.AnyEvent]], None]
+
+QUEUE = 1024
+"""Requests that may wait; further callers wait for room."""
+BATCH_EVENTS = 1000
+BUSY_TRIES = 6
+"""Times that the busy time-out of the connection may pass before the store counts as lost."""
+
+
+class _Request:
+    def __init__(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event]) -> None:
+        self.swarm = swarm
+        self.op = op
+        self.events = events
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def refuse(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def settle(self) -> None:
+        if self.error is not None:
+            self.refuse(self.error)
+        elif not self.done.done():
+            self.done.set_result(self.value)
+
+
+class Writer:
+    """Owns the writing connection from `start` to `aclose`."""
+
+    def __init__(self, db: Db, where: str, clock: Clock, redact: Callable[[str], str]) -> None:
+        self._db = db
+        self._where = where
+        self._clock = clock
+        self._redact = redact
+        self._queue: asyncio.Queue[_Request | None] = asyncio.Queue(QUEUE)
+        self._task: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+        self._closing = False
+        self._stopped: StoreError | None = None
+        self.swarms: dict[str, LiveSwarm] = {}
+        self.on_commit: Committed | None = None
+        self.failed: asyncio.Future[StoreError] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="store writer")
+
+    async def submit(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event]) -> Any:
+        """Queue one atomic piece of work and wait until it is on disk. Raises StoreError, or what `op` raised.
+
+        A caller that is cancelled after this has queued does not undo it.
+        """
+        self._check(swarm)
+        request = _Request(swarm, op, events)
+        await self._queue.put(request)
+        if self._stopped is not None:
+            # It waited for room while the writer ended. Emptying the queue lets the next one in.
+            self._refuse_queued(self._stopped)
+        return await request.done
+
+    def _check(self, swarm: str) -> None:
+        if self.failed.done():
+            raise self.failed.result()
+        if self._closing:
+            raise StoreError(f"the store {self._where} is closed")
+        if swarm not in self.swarms:
+            raise StoreError(f"swarm {swarm} is not this engine's: nothing was written")
+
+    async def aclose(self) -> None:
+        """Write what is queued, then close the connection. Finishes also when its caller is cancelled."""
+        if self._closer is None:
+            self._closing = True
+            self._closer = asyncio.create_task(self._close(), name="store closing")
+        await asyncio.shield(self._closer)
+
+    async def _close(self) -> None:
+        try:
+            if self._task is not None and self._stopped is None:
+                await self._queue.put(None)
+                await asyncio.wait({self._task})
+        finally:
+            await self._db.close()
+
+    async def _run(self) -> None:
+        batch: list[_Request] = []
+        last = False
+        try:
+            while not last:
+                batch, last = await self._gather()
+                if self.failed.done():
+                    self._refuse(batch, self.failed.result())
+                elif batch:
+                    await self._write_or_fail(batch)
+        finally:
+            # Ended by `aclose` there is nothing left; a writer that was cancelled leaves nobody waiting.
+            self._stopped = StoreError(f"the store {self._where} is closed")
+            self._refuse(batch, self._stopped)
+            self._refuse_queued(self._stopped)
+
+    async def _write_or_fail(self, batch: list[_Request]) -> None:
+        try:
+            await self._write(batch)
+        except Exception as error:
+            self._refuse(batch, self._fail(error))
+            await self._rollback()
+
+    async def _gather(self) -> tuple[list[_Request], bool]:
+        """What waits now, at least one request, and whether the end was among it."""
+        batch: list[_Request] = []
+        count = 0
+        request = await self._queue.get()
+        while request is not None:
+            batch.append(request)
+            count += max(len(request.events), 1)
+            if count >= BATCH_EVENTS or self._queue.empty():
+                return batch, False
+            request = self._queue.get_nowait()
+        return batch, True
+
+    async def _write(self, batch: list[_Request]) -> None:
+        projection = Projection()
+        ahead: dict[str, SwarmState] = {}
+        committed: dict[str, list[e.AnyEvent]] = {}
+        await self._begin()
+        for request in batch:
+            try:
+                stamped = await self._perform(request, ahead)
+            except _Refused as refused:
+                request.error = refused.error
+                continue
+            for event, body in stamped:
+                projection.add(self.swarms[request.swarm], ahead[request.swarm], event, body)
+                committed.setdefault(request.swarm, []).append(event)
+        await projection.write(self._db)
+        await self._db.execute("COMMIT")
+        for swarm, state in ahead.items():
+            self.swarms[swarm].publish(state)
+        for swarm, events in committed.items():
+            self._tell(swarm, events)
+        for request in batch:
+            request.settle()
+
+    async def _begin(self) -> None:
+        for attempt in range(1, BUSY_TRIES + 1):
+            try:
+                await self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or attempt == BUSY_TRIES:
+                    raise
+                log.warning("store %s: another process is writing; attempt %d", self._where, attempt)
+
+    async def _perform(self, request: _Request, ahead: dict[str, SwarmState]) -> list[tuple[e.AnyEvent, str]]:
+        """The stamped events of a request; an operation runs in a savepoint, so that its failure harms no other."""
+        if request.swarm not in self.swarms:
+            raise _Refused(StoreError(f"swarm {request.swarm} was given up before this was written"))
+        if request.op is None:
+            stamped = self._stamp(request.swarm, request.events, ahead)
+            request.value = [event for event, _ in stamped]
+            return stamped
+        await self._db.execute("SAVEPOINT op")
+        try:
+            request.value, events = await request.op(self._db)
+            stamped = self._stamp(request.swarm, events, ahead)
+        except Exception as error:
+            fatal = isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
+            if fatal or not self._db.in_transaction:
+                raise
+            await self._db.execute("ROLLBACK TO op")
+            await self._db.execute("RELEASE op")
+            if isinstance(error, _Refused):
+                raise
+            if isinstance(error, sqlite3.IntegrityError):
+                error = StoreError(f"the store refused a write that contradicts what it holds: {error}")
+            raise _Refused(error) from None
+        await self._db.execute("RELEASE op")
+        return stamped
+
+    def _stamp(
+        self, swarm: str, events: Sequence[e.Event], ahead: dict[str, SwarmState]
+    ) -> list[tuple[e.AnyEvent, str]]:
+        """The events with seq, time and swarm, without secrets, and their JSON."""
+        if not events:
+            return []
+        state = ahead.get(swarm)
+        if state is None:
+            state = self.swarms[swarm].state.copy()
+        seq = state.seq
+        at = max(self._clock.now(), state.last_at)
+        stamped: list[tuple[e.AnyEvent, str]] = []
+        for event in events:
+            seq += 1
+            clean = redact_struct(event, self._redact)
+            whole: Any = replace(clean, seq=seq, at=at, swarm=swarm)
+            try:
+                stamped.append((whole, e.encode(whole).decode()))
+            except (ValueError, OverflowError, TypeError) as error:
+                problem = StoreError(f"an event of type {e.type_name(event)} cannot be written: {error}")
+                raise _Refused(problem) from error
+        ahead[swarm] = state
+        return stamped
+
+    def _tell(self, swarm: str, events: list[e.AnyEvent]) -> None:
+        if self.on_commit is None:
+            return
+        try:
+            self.on_commit(swarm, events)
+        except Exception:
+            # The events are on disk: whoever appended them must not be told otherwise.
+            log.exception("store: a subscriber failed on events of swarm %s", swarm)
+
+    def _fail(self, error: Exception) -> StoreError:
+        if not isinstance(error, sqlite3.Error | OSError):
+            log.error("store: the writer failed", exc_info=error)
+        problem = StoreError(sentence(error, f"the store {self._where} cannot be written"))
+        problem.__cause__ = error
+        self.failed.set_result(problem)
+        return problem
+
+    def _refuse(self, batch: Sequence[_Request], error: StoreError) -> None:
+        for request in batch:
+            request.refuse(error)
+
+    def _refuse_queued(self, error: StoreError) -> None:
+        while not self._queue.empty():
+            request = self._queue.get_nowait()
+            if request is not None:
+                request.refuse(error)
+
+    async def _rollback(self) -> None:
+        try:
+            if self._db.in_transaction:
+                await self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            log.warning("store %s: rolling back failed: %s", self._where, error)
+
+
+class _Refused(Exception):
+    """One request failed, alone."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
