@@ -17,7 +17,7 @@ from core.domain import events as e
 from core.domain.ids import uuid7
 from core.domain.status import Wait
 from core.models.types import ModelError
-from core.store.store import StoreError
+from core.store.errors import StoreError
 from core.tools.base import Tool
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Agent:
         return self._turn is not None
 
     def will_run(self) -> bool:
-        """Whether a turn runs or queued mail will start one."""
-        return self.busy or self._trigger() is not None
+        """Whether queued mail will start a turn."""
+        return self._trigger() is not None
 
     def on_event(self, event: e.Event) -> None:
         """Take in one committed event of this agent, in order."""

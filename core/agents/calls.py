@@ -15,7 +15,7 @@ from core.clock import Clock
 from core.domain import events as e
 from core.domain.status import Wait
 from core.safety.text import clean_line, head_and_tail, shorten
-from core.store.store import StoreError
+from core.store.errors import StoreError
 from core.tools.base import MAX_OUTPUT_CHARS, Tool, ToolError, ToolOutput, Verdict, parse_args
 
 if TYPE_CHECKING:

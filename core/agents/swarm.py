@@ -36,6 +36,10 @@ class Refused(Exception):
     """A command that the rules do not allow; the message says which rule."""
 
 
+class SwarmEnding(Refused):
+    """Nothing is started any more."""
+
+
 class Swarm:
     """One swarm. `serve` owns every task of it; the other methods are called from anywhere on its loop.
 
@@ -153,7 +157,7 @@ class Swarm:
                 "the root itself takes the only slot; do it yourself",
             )
         if self._ending.is_set():
-            raise Refused("the swarm is ending; nothing new is started")
+            raise SwarmEnding("the swarm is ending; nothing new is started")
         settings = self.role(role)
         return await self._spawn(
             parent=parent,
@@ -198,7 +202,7 @@ class Swarm:
         item: str | None = None,
     ) -> Agent:
         if self._ending.is_set():
-            raise Refused("the swarm is ending; nothing new is started")
+            raise SwarmEnding("the swarm is ending; nothing new is started")
         if parent is not None and self.slots.capacity < 1:
             held = "the root itself takes the only slot; do it yourself"
             raise LimitError("max_threads", self.config.limits.max_threads, held)
@@ -341,7 +345,7 @@ class Swarm:
 
     @contextmanager
     def watching(self, threads: Iterable[str], event: asyncio.Event) -> Iterator[None]:
-        """While inside, `event` is set whenever one of the agents gets an outcome, or the operator's words."""
+        """While inside, `event` is set when one of the agents gets an outcome or the operator's words."""
         threads = list(threads)
         for thread in threads:
             self._watchers.setdefault(thread, set()).add(event)
