@@ -64,8 +64,9 @@ class Palette:
             style = Style(
                 color=Color.parse(self.colours[colour or "fg"]),
                 bgcolor=Color.parse(self.colours[ground]),
-                **{_FLAGS[flag]: True for flag in flags},
             )
+            if flags:
+                style += Style.parse(" ".join(_FLAGS[flag] for flag in flags))
             self._styles[key] = style
         return style
 

@@ -499,3 +499,17 @@ async def test_an_idle_root_that_waits_for_input_has_the_composer_focused() -> N
         assert app.focused is app.swarm_screen.composer
         await press(pilot, *"go", "enter")
         assert client.sent[1:] == [SendInput(swarm=SWARM, thread=ROOT, text="go")]
+
+
+async def test_what_is_typed_right_after_m_is_text_however_fast_it_comes() -> None:
+    """All keys arrive before the first one is handled: none of them may approve or close anything."""
+    client, clock = audit_client(), StageClock()
+    app = stage(client, clock=clock)
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await clock.advance(1)
+        for key in "maxid":
+            app.post_message(events.Key(key, key))
+        await ready(pilot)
+        assert app.swarm_screen.composer.text == "axid"
+        assert client.sent == []

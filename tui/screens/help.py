@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from tui import text
 from tui.glyphs import STYLES, UNICODE, Glyphs
 from tui.paint import Line
-from tui.widgets.key_line import key_name
+from tui.widgets.key_line import key_table
 from tui.widgets.line_view import LineView
 
 WORDS = {
@@ -36,6 +36,8 @@ NOTES = (
 class HelpList(LineView):
     """The help as rows: keys, glyphs, notes."""
 
+    ground = "panel"
+
     def __init__(self, bindings: list[Binding], glyphs: Glyphs) -> None:
         super().__init__(id="help", glyphs=glyphs)
         self._keys = bindings
@@ -47,16 +49,9 @@ class HelpList(LineView):
 
     def _build(self) -> list[Line]:
         rows: list[Line] = [[], [("  KEYS", "teal+b")]]
-        merged: dict[str, list[str]] = {}
-        for binding in self._keys:
-            words = binding.tooltip or binding.description
-            if words:
-                names = merged.setdefault(words, [])
-                if key_name(binding) not in names:
-                    names.append(key_name(binding))
         rows += [
-            [("  ", "fg"), (text.fit("  ".join(keys), 18), "fg+b"), (words, "fg")]
-            for words, keys in merged.items()
+            [("  ", "fg"), (text.fit(keys, 18), "fg+b"), (words, "fg")]
+            for keys, words in key_table(self._keys)
         ]
         rows += [[], [("  STATES", "teal+b")]]
         for name, words in WORDS.items():
@@ -65,6 +60,13 @@ class HelpList(LineView):
         rows += [[], [("  HOW IT WORKS", "teal+b")]]
         rows += [[("  ", "fg"), (note, "muted")] for note in NOTES]
         return [*rows, []]
+
+    def _cursor_shown(self) -> bool:
+        return False
+
+    def action_move(self, step: int) -> None:
+        """Read on: there is nothing to select."""
+        self._wheel(step)
 
     def row_count(self) -> int:
         return len(self._rows)

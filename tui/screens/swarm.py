@@ -69,8 +69,18 @@ class SwarmScreen(Screen[None]):
         Binding("exclamation_mark", "next_need", "next", id="needs.next", tooltip="Next that needs you"),
         Binding("i", "interrupt", "interrupt", id="interrupt", tooltip="Interrupt the selected agent's turn"),
         Binding("x", "close", "close", id="close", tooltip="Close the selected agent and what is below it"),
-        Binding("m", "message", "message", id="message", tooltip="Write to the selected agent"),
-        Binding("c", "message_root", "to root", show=False, id="message.root", tooltip="Write to the root"),
+        Binding(
+            "m", "message", "message", priority=True, id="message", tooltip="Write to the selected agent"
+        ),
+        Binding(
+            "c",
+            "message_root",
+            "to root",
+            show=False,
+            priority=True,
+            id="message.root",
+            tooltip="Write to the root",
+        ),
         Binding("p", "parent", "parent", show=False, id="parent", tooltip="Select the parent"),
         Binding("J", "jobs", "jobs", id="jobs", tooltip="Open or close the job table"),
         Binding("tab", "pane(1)", "pane", show=False, id="pane.next", tooltip="Next pane"),
@@ -145,7 +155,7 @@ class SwarmScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.bindings_updated_signal.subscribe(self, lambda _: self.keys.repaint())
-        self.agents.focus()
+        self.set_focus(self.agents)
         self._measure(self.app.size.width, self.app.size.height)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -184,7 +194,7 @@ class SwarmScreen(Screen[None]):
             self.agents.refresh_rows()
             self.select(state.root)
             if root.status == "idle" and not root.mail and not root.turns:
-                self.composer.focus()
+                self.set_focus(self.composer)
         job = self._job_on_show()
         if job is not None:
             self.table.show(job)
@@ -225,8 +235,10 @@ class SwarmScreen(Screen[None]):
             view.repaint()
 
     def restyle(self) -> None:
-        for widget in (*self._painted(), *self._lists()):
-            widget.restyle()
+        for bar in self._painted():
+            bar.restyle()
+        for view in self._lists():
+            view.restyle()
 
     # --- selecting -----------------------------------------------------------------------------------------
 
@@ -300,7 +312,7 @@ class SwarmScreen(Screen[None]):
         for name in self.tabs.names:
             self.set_class(name == pane, f"-pane-{name}")
         if focus:
-            self._panes().get(pane, self.agents).focus()
+            self.set_focus(self._panes().get(pane, self.agents))
         self.tabs.repaint()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
@@ -358,6 +370,8 @@ class SwarmScreen(Screen[None]):
     # --- keys ----------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("message", "message_root"):
+            return self.focused is not self.composer
         if action in ("decide", "next_need"):
             return bool(self.view.state.approvals)
         if action == "jobs":
@@ -491,10 +505,12 @@ class SwarmScreen(Screen[None]):
         self._compose_to(self.view.state.root)
 
     def _compose_to(self, thread: str | None) -> None:
+        """The focus moves at once, and the keys for it have priority: both are handled before the next key is
+        read, so that nothing typed after them acts as a key of the tree."""
         self.label.target = thread or self.view.state.root
         self.label.styles.width = len(self.label.label())
         self.label.restyle()
-        self.composer.focus()
+        self.set_focus(self.composer)
 
     @on(Composer.Left)
     def _left_composer(self) -> None:

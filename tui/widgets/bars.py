@@ -91,9 +91,7 @@ class HeadLine(Painted):
         busy = live or any(not job.ended for job in state.jobs.values())
         end = now if busy else state.last_at
         clock = text.running((end - state.started_at).total_seconds())
-        if state.approvals:
-            glyph, word, style = self.glyphs.states["asks"], "needs you", "amber+b"
-        elif busy:
+        if busy:
             glyph, word, style = self.glyphs.states["running"], "running", "teal"
         elif root is None:
             return [("starting" + self.glyphs.ellipsis, "muted")]
@@ -370,7 +368,7 @@ class NeedsBar(Painted):
     def approval(self) -> Approval | None:
         approvals = list(self.view.state.approvals.values())
         mine = [a for a in approvals if a.thread == self.wanted]
-        return (mine or approvals or [None])[0]
+        return next(iter(mine or approvals), None)
 
     def lines(self, width: int) -> list[Line]:
         approval = self.approval()

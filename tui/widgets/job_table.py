@@ -86,9 +86,9 @@ class JobTable(LineView):
         self.riding = True
         self.refresh_rows()
 
-    def _set_cursor(self, index: int, *, tell: bool = True) -> None:
+    def _set_cursor(self, index: int, *, tell: bool = True, show: bool = True) -> None:
         self.riding = False
-        super()._set_cursor(index, tell=tell)
+        super()._set_cursor(index, tell=tell, show=show)
 
     def _wheel(self, lines: int) -> None:
         self.riding = False

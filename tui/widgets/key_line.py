@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual.binding import Binding
 from textual.screen import Screen
 
@@ -18,17 +20,37 @@ def key_name(binding: Binding) -> str:
     """How a key is written for people."""
     if binding.key_display:
         return binding.key_display
-    names = {"question_mark": "?", "exclamation_mark": "!", "escape": "esc", "slash": "/"}
-    return names.get(binding.key, binding.key)
+    return NAMES.get(binding.key, binding.key)
 
 
-def live_bindings(screen: Screen[object]) -> list[Binding]:
-    """The bindings that act now, each action once, the focused widget's first."""
-    found: dict[str, Binding] = {}
-    for active in screen.active_bindings.values():
-        if active.enabled:
-            found.setdefault(active.binding.action, active.binding)
-    return list(found.values())
+def live_bindings(screen: Screen[Any]) -> list[Binding]:
+    """The bindings that act now, the focused widget's first; those of the toolkit itself have no id."""
+    active = screen.active_bindings.values()
+    return [entry.binding for entry in active if entry.enabled and entry.binding.id is not None]
+
+
+NAMES = {
+    "question_mark": "?",
+    "exclamation_mark": "!",
+    "escape": "esc",
+    "down": "↓",
+    "up": "↑",
+    "left": "←",
+    "right": "→",
+    "pagedown": "pgdn",
+    "pageup": "pgup",
+}
+
+
+def key_table(bindings: list[Binding]) -> list[tuple[str, str]]:
+    """All keys of each action, and what it does, in the order of the bindings."""
+    keys: dict[str, list[str]] = {}
+    words: dict[str, str] = {}
+    for binding in bindings:
+        name = str(binding.id)
+        keys.setdefault(name, []).append(NAMES.get(binding.key, binding.key))
+        words[name] = binding.tooltip or binding.description
+    return [("  ".join(sorted(keys[name], key=len)), words[name]) for name in keys if words[name]]
 
 
 class KeyLine(Painted):
@@ -57,8 +79,12 @@ class KeyLine(Painted):
         for binding in live_bindings(self.screen):
             if binding.show and binding.description:
                 label = binding.group.description if binding.group is not None else binding.description
-                groups.setdefault(short.get(label, label), []).append(key_name(binding))
-        fixed = [(label, groups.pop(label)) for label in ("help", "quit") if label in groups]
+                keys = groups.setdefault(short.get(label, label), [])
+                if key_name(binding) not in keys:
+                    keys.append(key_name(binding))
+        fixed: list[tuple[str, list[str]]] = [
+            (label, groups.pop(label)) for label in ("help", "quit") if label in groups
+        ]
         tail = self._cells(fixed)
         line: Line = [(" ", "fg")]
         for cells in (self._cells([entry]) for entry in groups.items()):

@@ -57,6 +57,7 @@ class LineView(ScrollView, can_focus=True):
     """
     ALLOW_SELECT = False
 
+    ground: ClassVar[str] = "bg"
     follows: ClassVar[bool] = False
     """Whether the end is what matters: such a view follows it until the operator moves away."""
     uniform: ClassVar[bool] = True
@@ -123,6 +124,10 @@ class LineView(ScrollView, can_focus=True):
         """Exactly `row_height` lines. Column 0 is the cursor's: leave it to a blank."""
         raise NotImplementedError
 
+    def last_row(self) -> int:
+        """Index of the last row that counts as one; -1 if there is none."""
+        return self._count - 1
+
     # --- reading -------------------------------------------------------------------------------------------
 
     @property
@@ -140,7 +145,7 @@ class LineView(ScrollView, can_focus=True):
         if self.following or self._seen_last is None:
             return 0
         seen = self.index_of(self._seen_last)
-        return max(self._count - 1 - seen, 0) if seen is not None else 0
+        return max(self.last_row() - seen, 0) if seen is not None else 0
 
     @property
     def total_lines(self) -> int:
@@ -205,7 +210,7 @@ class LineView(ScrollView, can_focus=True):
     def _place(self) -> tuple[Hashable, int] | None:
         """The row at the top of the view and how many of its lines are above: what must stay in place."""
         top = self.scroll_offset.y
-        if not self._count or not top or (not self.uniform and not self._bottoms):
+        if not self._count or (not self.uniform and not self._bottoms):
             return None
         index = self._row_at(top)
         try:
@@ -277,7 +282,7 @@ class LineView(ScrollView, can_focus=True):
         content = self._shown[y] = self._content(y)
         line, mark = content
         override: Style | None = None
-        ground = "bg"
+        ground = self.ground
         if mark == 2:
             override = self.palette.selected()
         elif mark:
@@ -293,7 +298,7 @@ class LineView(ScrollView, can_focus=True):
         """Stop following the end; rows that come from now on are counted as `below`."""
         if self.follows and self.following:
             self.following = False
-            self._seen_last = self.row_key(self._count - 1) if self._count else None
+            self._seen_last = self.row_key(self.last_row()) if self.last_row() >= 0 else None
             self.post_message(self.Scrolled(self))
 
     def resume(self) -> None:
@@ -315,12 +320,12 @@ class LineView(ScrollView, can_focus=True):
         self._set_cursor(index, tell=False)
         return True
 
-    def _set_cursor(self, index: int, *, tell: bool = True) -> None:
+    def _set_cursor(self, index: int, *, tell: bool = True, show: bool = True) -> None:
         index = min(max(index, 0), max(self._count - 1, 0))
         key = self.row_key(index) if self._count else None
         moved = key != self.cursor_key
         self._cursor, self.cursor_key = index, key
-        if self._count:
+        if self._count and show:
             self._show_row(index)
         self.repaint()
         if moved and tell and key is not None:
@@ -358,9 +363,14 @@ class LineView(ScrollView, can_focus=True):
         lines = int(self.size.height * pages) or (1 if pages > 0 else -1)
         if lines < 0:
             self.pause()
-        at = self._top(self._cursor)
-        self._scroll(self.scroll_offset.y + lines)
-        self._set_cursor(self._row_at(min(max(at + lines, 0), self.total_lines - 1)))
+        top = self.scroll_offset.y
+        at = min(max(self._top(self._cursor) - top, 0), self.size.height - 1)
+        self._scroll(top + lines)
+        moved = self.scroll_offset.y - top
+        if abs(moved) < abs(lines):  # at the end the cursor goes on alone
+            at = min(max(at + lines - moved, 0), self.size.height - 1)
+        line = min(self.scroll_offset.y + at, self.total_lines - 1)
+        self._set_cursor(self._row_at(line), show=False)
 
     def action_first(self) -> None:
         if self._count > 1:

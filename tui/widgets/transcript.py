@@ -144,6 +144,10 @@ class Transcript(LineView):
     def _fold_key(self, row: Row) -> tuple[str, int]:
         return (self.thread or "", row.seq)
 
+    def last_row(self) -> int:
+        """The answer being written is not a row yet."""
+        return len(self._keys) - 1
+
     def loaded(self) -> int:
         """Rows that are loaded, without the one being written."""
         return len(self._keys)

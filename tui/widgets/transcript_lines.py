@@ -119,7 +119,10 @@ def _call_head(row: Row, call: Call, setting: Setting, fold: int, now: datetime)
         (" ", "fg"),
         (text.fit(setting.time(row.at), 8), "muted"),
         (f" {mark} ", "muted"),
-        (text.one_line(call.name), "fg+b" if call.status == "open" else "fg"),
+        (
+            text.cut(text.one_line(call.name), max(setting.width // 4, 14)),
+            "fg+b" if call.status == "open" else "fg",
+        ),
         ("  ", "fg"),
     ]
     right: Line = [
