@@ -58,9 +58,10 @@ _GIT_DIFF = Rule(
     "UnSGL",
     "oneline stat? name-only name-status graph all decorate? no-color color? patch no-patch cached staged "
     "shortstat numstat summary follow reverse since= until= after= before= author= grep= max-count= skip= "
-    "format= pretty? abbrev-commit abbrev? date= merges no-merges first-parent word-diff? unified= ignore-all-space "
-    "ignore-space-change ignore-blank-lines diff-filter= relative no-ext-diff no-textconv no-renames minimal "
-    "patience histogram exit-code quiet check dirstat? branches? tags? remotes? source topo-order date-order "
+    "format= pretty? abbrev-commit abbrev? date= merges no-merges first-parent word-diff? unified= "
+    "ignore-all-space ignore-space-change ignore-blank-lines diff-filter= relative no-ext-diff "
+    "no-textconv no-renames minimal patience histogram exit-code quiet check dirstat? "
+    "branches? tags? remotes? source topo-order date-order "
     "left-right raw find-renames? full-index no-prefix no-decorate compact-summary",
     number=True,
 )
@@ -104,8 +105,8 @@ PROGRAMS = {
         "ignore-case smart-case case-sensitive invert-match word-regexp line-regexp fixed-strings count "
         "count-matches files-with-matches files-without-match line-number no-line-number only-matching quiet "
         "with-filename no-filename multiline pcre2 pretty regexp= glob= iglob= type= type-not= "
-        "after-context= before-context= context= max-count= max-columns= max-depth= files type-list stats sort= sortr= "
-        "color= heading no-heading json column trim no-config",
+        "after-context= before-context= context= max-count= max-columns= max-depth= files type-list stats "
+        "sort= sortr= color= heading no-heading json column trim no-config",
         "pattern",
     ),
     "sort": Rule(
@@ -158,12 +159,12 @@ PROGRAMS = {
     "which": Rule("a", "", "all", "text"),
 }
 _FIND_ALONE = (
-    "-print -print0 -ls -empty -not -o -or -a -and -prune -readable -writable -executable -xdev -mount -depth",
-    "-daystart -true -false -quit ! ( )",
+    "-print -print0 -ls -empty -not -o -or -a -and -prune -readable -writable -executable -xdev -mount",
+    "-depth -daystart -true -false -quit ! ( )",
 )
 _FIND_VALUED = (
-    "-name -iname -path -ipath -wholename -type -xtype -size -mtime -atime -ctime -mmin -amin -cmin -maxdepth",
-    "-mindepth -perm -user -group -regex -iregex -regextype -links -inum -printf",
+    "-name -iname -path -ipath -wholename -type -xtype -size -mtime -atime -ctime -mmin -amin -cmin",
+    "-maxdepth -mindepth -perm -user -group -regex -iregex -regextype -links -inum -printf",
 )
 _TEST_WORD = re.compile(
     r"-[bcdefghkLOGNprsSutwxzn]|-(?:eq|ne|lt|le|gt|ge|nt|ot|ef)|-?\d+|[^-$\[(`][^$\[(`]*|"

@@ -15,7 +15,6 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
@@ -140,34 +139,46 @@ class _Pipe:
 
 
 class _Guard:
-    """Ends a process group when this process dies, however it dies (kill -9 included).
+    """Ends a command's process group when this process dies, however it dies (kill -9 included).
 
     A shell that waits on a pipe only we can write to. A parent-death signal would reach the leader alone and
-    exists on Linux only; this reaches the group, and works on macOS.
+    exists on Linux only; this reaches the group, and works on macOS. The command is held at a gate until its
+    guard stands, so that there is no moment without one: if we die before, the gate closes on it.
     """
 
-    def __init__(self, group: int) -> None:
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _; kill -9 -- "-$1"', "watchroom-guard", str(group)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        )
+    GATE = ("/bin/sh", "-c", 'read -r _ || exit 125; exec "$@" </dev/null', "watchroom-gate")
+    # `kill -9 -- -N` is not understood by every sh, this form is.
+    WATCH = ("/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "watchroom-guard")
 
-    def __enter__(self) -> _Guard:
-        return self
+    def __init__(self) -> None:
+        self.gate, self._opener = os.pipe()
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Killed before its pipe closes, else it would do its work now. The wait is for a SIGKILL: no time.
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+    def watch(self, group: int) -> None:
+        """Start watching, then let the command begin. Raises StartError."""
+        try:
+            self._process = subprocess.Popen(
+                [*self.WATCH, str(group)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                start_new_session=True,
+            )
+            os.write(self._opener, b"\n")
+        except OSError as error:
+            raise StartError(f"cannot guard the command: {_why(error)}") from None
+
+    def close(self) -> None:
+        os.close(self.gate)
+        os.close(self._opener)
+        if self._process is not None:
+            # Killed before its pipe closes, else it would do its work now. The wait is for SIGKILL: no time.
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
 
 async def run(
@@ -188,24 +199,26 @@ async def run(
     """
     started = clock.monotonic()
     capture = Capture(limit)
-    process, pipe = await _start(argv, cwd, env, capture)
     timed_out = leftovers = False
-    try:
-        with _Guard(process.pid) if guard else contextlib.nullcontext():
-            try:
-                async with clock.timeout(timeout):
-                    await process.wait()
-            except TimeoutError:
-                timed_out = True
-            else:
-                leftovers = not await _drained(pipe, clock) or _signal(process.pid, 0)
-            finally:
-                await _end(process, pipe, clock)
-    except OSError as error:
-        raise StartError(f"cannot start a guard for the command: {error.strerror}") from None
-    finally:
-        _signal_unreaped(process)
-        pipe.close()
+    with contextlib.ExitStack() as owned:
+        watcher: _Guard | None = None
+        stdin = subprocess.DEVNULL
+        if guard:
+            watcher = _Guard()
+            owned.callback(watcher.close)
+            argv, stdin = [*_Guard.GATE, *argv], watcher.gate
+        process, pipe = await _start(argv, cwd, env, capture, stdin)
+        owned.callback(pipe.close)
+        try:
+            if watcher is not None:
+                watcher.watch(process.pid)
+            async with clock.timeout(timeout):
+                await process.wait()
+            leftovers = not await _drained(pipe, clock) or _signal(process.pid, 0)
+        except TimeoutError:
+            timed_out = True
+        finally:
+            await _end(process, pipe, clock)
     output, left_out = capture.result()
     return Finished(
         code=process.returncode if process.returncode is not None else -signal.SIGKILL,
@@ -219,14 +232,14 @@ async def run(
 
 
 async def _start(
-    argv: Sequence[str], cwd: Path, env: Mapping[str, str], capture: Capture
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], capture: Capture, stdin: int
 ) -> tuple[asyncio.subprocess.Process, _Pipe]:
     # A pipe of our own: asyncio's would make wait() wait for whoever else holds it (some versions).
     read, write = os.pipe()
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             *argv,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=write,
             stderr=subprocess.STDOUT,
             cwd=cwd,
@@ -310,9 +323,3 @@ def _signal(group: int, number: int) -> bool:
         # A member that changed its user; on macOS also a group of zombies.
         return number != 0
     return True
-
-
-def _signal_unreaped(process: asyncio.subprocess.Process) -> None:
-    """The last net, for a failure before the group was ended (no guard could be started)."""
-    if process.returncode is None:
-        _signal(process.pid, signal.SIGKILL)

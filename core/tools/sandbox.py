@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.clock import Clock
+from core.clock import Clock, SystemClock
 from core.safety.text import clean_line, shorten
 from core.tools.environment import child_environment, search_path
 from core.tools.process import StartError, run
@@ -44,7 +44,7 @@ class Sandbox:
     program: str
 
     @classmethod
-    async def detect(cls, cwd: Path, clock: Clock) -> tuple[Sandbox | None, str]:
+    async def detect(cls, cwd: Path, clock: Clock | None = None) -> tuple[Sandbox | None, str]:
         """The sandbox of this machine, or None and why there is none. Runs a probe: call it once."""
         program = find_program("bwrap", cwd)
         if program is None:
@@ -56,7 +56,7 @@ class Sandbox:
                 argv,
                 cwd=Path("/"),
                 env=child_environment(),
-                clock=clock,
+                clock=clock or SystemClock(),
                 timeout=PROBE_SECONDS,
                 limit=2000,
                 guard=False,

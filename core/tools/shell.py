@@ -63,9 +63,9 @@ class ExecCommand(Tool):
     name: ClassVar[str] = "exec_command"
     description: ClassVar[str] = (
         "Run a shell command in the workspace and return its exit code and output (stdout and stderr "
-        "together). It gets no input and no terminal. It may run in a sandbox: no network, writing only in the "
-        "workspace and /tmp, and nothing in /tmp outlives the command. It may need the operator's approval. "
-        "Processes that it leaves behind are ended with it."
+        "together). It gets no input and no terminal. It may run in a sandbox: no network, writing only in "
+        "the workspace and /tmp, and nothing in /tmp outlives the command. It may need the operator's "
+        "approval. Processes that it leaves behind are ended with it."
     )
     Args: ClassVar[type[ToolArgs]] = ExecArgs
     category: ClassVar[str] = "exec"
