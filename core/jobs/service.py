@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from core.config import JobsSettings
 from core.domain.commands import RunJob
 from core.domain.events import JobCreated, Notice
 from core.domain.ids import job_uuid
-from core.domain.state import JobState
 from core.domain.status import Usage
 from core.jobs.errors import ExportError, JobInputError
 from core.jobs.export import check_output
@@ -25,7 +23,7 @@ from core.jobs.table import Table, read_table
 from core.jobs.template import Template
 from core.jobs.workers import Workers
 from core.safety.text import clean_line, shorten
-from core.store.jobs import JobInput
+from core.store import shapes
 from core.store.store import Store
 
 MAX_NAME_CHARS = 100
@@ -95,8 +93,6 @@ async def check_request(request: JobRequest, settings: JobsSettings, slots: int)
     """Read and check everything about a job. Raises JobInputError. `slots`: workers that may run at once."""
     if not settings.enabled:
         raise JobInputError("agent jobs are turned off (jobs.enabled = false)")
-    if slots < 1:
-        raise JobInputError("a job needs at least one slot for a worker; raise agents.max_threads above 1")
     return await asyncio.to_thread(_check, request, settings, slots)
 
 
@@ -104,6 +100,8 @@ def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJo
     asked = _number("max_concurrency", request.max_concurrency, settings.max_concurrency, 1)
     runtime = _number("max_runtime_seconds", request.max_runtime_seconds, settings.max_runtime_seconds, 1)
     attempts = _number("max_attempts", request.max_attempts, settings.max_attempts, 1, MAX_ATTEMPTS)
+    if slots < 1:
+        raise JobInputError("a job needs at least one slot for a worker; raise agents.max_threads above 1")
     if request.output_schema is not None:
         check_schema(request.output_schema)
     source = resolve(request.input_path, request.cwd, inside=request.inside)
@@ -218,8 +216,8 @@ class JobService:
         schema = None
         if request.output_schema is not None:
             schema = msgspec.json.encode(request.output_schema).decode()
-        rows = [JobInput(row.item, row.source_id, row.row_index, row.values) for row in checked.table.rows]
-        await self._store.jobs.create(self.swarm, event, checked.table.headers, rows, schema, request.raw)
+        table = checked.table
+        await self._store.jobs.create(self.swarm, event, table.headers, table.rows, schema, request.raw)
         notes = [Notice(agent=owner, text=f"job {checked.name}: {note}") for note in checked.notes]
         if notes:
             await self._store.append(self.swarm, notes)
@@ -265,7 +263,7 @@ class JobService:
             if agent.job == job and agent.tokens is not None:
                 tokens = (tokens or Usage()) + agent.tokens
         failures = await self._store.jobs.failures(job, SHOWN_FAILURES)
-        return summary_of(found, self._clock.now(), failures=failures, tokens=tokens)
+        return shapes.job_with_details(found, self._clock.now(), failures, shapes.tokens(tokens))
 
 
 def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
@@ -286,46 +284,6 @@ def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
         model=request.model,
         role=request.role,
     )
-
-
-def summary_of(
-    job: JobState, now: datetime, *, failures: list[dict[str, Any]], tokens: Usage | None
-) -> dict[str, Any]:
-    """`job show --json` of one job. Unknown is None, never 0."""
-    rate, eta = _rate(job, now)
-    return {
-        "job_id": job.job,
-        "name": job.name,
-        "status": job.status,
-        "total_items": job.total,
-        "completed_items": job.completed,
-        "failed_items": job.failed,
-        "running_items": job.running,
-        "pending_items": job.pending,
-        "skipped_items": job.skipped,
-        "rate_per_minute": rate,
-        "eta_seconds": eta,
-        "input_path": job.input_path,
-        "output_csv_path": job.output_path,
-        "created_at": job.created_at.isoformat().replace("+00:00", "Z"),
-        "last_error": job.last_error or None,
-        "failed_item_errors": failures,
-        "in_flight": job.running,
-        "tokens": msgspec.to_builtins(tokens) if tokens is not None else None,
-        "cost": None,
-    }
-
-
-def _rate(job: JobState, now: datetime) -> tuple[float | None, int | None]:
-    """Rows per minute since the start, and seconds to go at that pace."""
-    if job.started_at is None or not job.done:
-        return None, None
-    seconds = ((job.ended_at or now) - job.started_at).total_seconds()
-    if seconds <= 0:
-        return None, None
-    left = job.total - job.done
-    eta = round(left * seconds / job.done) if job.status == "running" else None
-    return round(job.done * 60 / seconds, 1), eta
 
 
 def resolve(path: str, cwd: Path, *, inside: bool) -> Path:

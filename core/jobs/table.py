@@ -19,6 +19,7 @@ import msgspec
 
 from core.jobs.errors import JobInputError
 from core.safety.text import clean_line, shorten
+from core.store.jobs import JobInput
 
 MAX_BYTES = 512 * 1024 * 1024
 MAX_ITEM_CHARS = 200
@@ -40,19 +41,12 @@ EXPORT_COLUMNS = (
 _BREAK = re.compile("\r\n|\r|\n")
 
 
-class InputRow(msgspec.Struct, frozen=True):
-    """`item` is the row's id, unique in the job and one clean line; `source_id` the id column's own text."""
-
-    item: str
-    source_id: str | None
-    row_index: int
-    """From 0, blank rows not counted."""
-    values: list[str]
-
-
 class Table(msgspec.Struct, frozen=True):
+    """A row's `item` is its id, unique in the job and one clean line; `source_id` is what the id column says;
+    `row_index` counts from 0, without blank rows."""
+
     headers: list[str]
-    rows: list[InputRow]
+    rows: list[JobInput]
     blank: int
     """Rows without any text, left out."""
 
@@ -66,7 +60,7 @@ def read_table(path: Path, *, id_column: str | None = None) -> Table:
             raise JobInputError(f"{path.name} is empty; it needs a header and at least one row")
         headers = _check_headers(first[1], path.name)
         id_at = _id_index(headers, id_column, path.name)
-        rows: list[InputRow] = []
+        rows: list[JobInput] = []
         ids = _Ids()
         blank = 0
         for line, values in records:
@@ -76,7 +70,7 @@ def read_table(path: Path, *, id_column: str | None = None) -> Table:
             if len(values) != len(headers):
                 raise JobInputError(_ragged(path.name, line, values, headers))
             source = values[id_at] if id_at is not None else None
-            rows.append(InputRow(ids.take(source, len(rows)), source, len(rows), values))
+            rows.append(JobInput(ids.take(source, len(rows)), source, len(rows), values))
     if not rows:
         raise JobInputError(f"{path.name} has a header but no rows, so there is nothing to do")
     return Table(headers, rows, blank)

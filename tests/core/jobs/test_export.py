@@ -37,7 +37,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("name", "raw"), [("guarded.csv", False), ("raw.csv", True)])
 async def test_the_bytes_of_an_output(room: Room, name: str, raw: bool) -> None:
     async def behave(worker: Worker) -> Outcome:
-        row = int(worker.item.removeprefix("row-"))
+        row = int(worker.name.rsplit("_", 1)[1])
         if row == 2:
             return Outcome(status="errored", message="=HYPERLINK(1)")
         if row == 3:
@@ -49,7 +49,9 @@ async def test_the_bytes_of_an_output(room: Room, name: str, raw: bool) -> None:
     with (room.folder / "in.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["=head", "x"], *HOSTILE])
     room.behave = behave
-    summary = await room.run(max_concurrency=1, output_path="deep/down/out.csv", raw=raw, id_column="x")
+    summary = await room.run(
+        instruction="{x}", max_concurrency=1, output_path="deep/down/out.csv", raw=raw, id_column="x"
+    )
     output = room.folder / "deep/down/out.csv"
     got = output.read_bytes().replace(summary["job_id"].encode(), b"JOB")
     expected = GOLDEN / name

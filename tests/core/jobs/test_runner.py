@@ -98,7 +98,8 @@ async def test_a_second_report_is_refused_and_changes_nothing(room: Room) -> Non
 
 async def test_only_the_workers_own_row_can_be_reported(room: Room) -> None:
     async def mixes_up(worker: Worker) -> Outcome:
-        for wrong in ({"item_id": "row-2"}, {"job_id": "00000000-0000-4000-8000-000000000000"}):
+        other = "row-1" if worker.item == "row-2" else "row-2"
+        for wrong in ({"item_id": other}, {"job_id": "00000000-0000-4000-8000-000000000000"}):
             answer = await worker.report(**wrong)
             assert answer["accepted"] is False
             assert worker.item in answer["reason"]
@@ -251,8 +252,8 @@ async def test_an_accepted_report_frees_its_place_before_the_worker_is_closed(ro
     async with asyncio.TaskGroup() as group:
         service = room.service(group)
         job = await service.create(ROOT, room.request(max_concurrency=1))
-        await room.until(lambda: room.job(job).completed == 3)
-        assert room.running == 1, "row-1's worker is still there while the others came and went"
+        await room.until(lambda: room.job(job).completed == 3 and room.running == 1)
+        assert len(room.closed) == 2, "row-1's worker is still there while the others came and went"
         await room.clock.advance(11)
         await service.wait(job)
     assert room.running == 0

@@ -55,7 +55,7 @@ async def test_the_summary_is_what_job_show_prints(room: Room) -> None:
         "eta_seconds": None,
         "input_path": str(room.folder / "in.csv"),
         "output_csv_path": str(room.folder / "o.csv"),
-        "created_at": "2026-01-01T00:00:00Z",
+        "created_at": "2026-01-01T00:00:00.000000Z",
         "last_error": None,
         "failed_item_errors": [],
         "in_flight": 0,
