@@ -214,7 +214,8 @@ class Player:
             content = whole(base, output, usage)
             return Answer(200, "application/json", latency / 1000, [(0.0, content)])
         chars = 1 if fault is not None and fault.kind == "drip" else self.scenario.chunk_chars
-        events = stream(base, output, usage, chars, ending)
+        error = faults.failure(fault) if fault is not None else None
+        events = stream(base, output, usage, chars, ending, error)
         if fault is not None:
             return faults.spoil_stream(fault, events, latency / 1000)
         pause = self.scenario.chunk_ms / 1000

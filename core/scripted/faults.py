@@ -45,6 +45,12 @@ def ending(fault: Fault) -> Literal["completed", "incomplete", "failed"]:
     return "incomplete" if fault.kind == "incomplete" else "completed"
 
 
+def failure(fault: Fault) -> dict[str, Any]:
+    """What a failed response says."""
+    message = fault.message or "The server had an error while answering."
+    return {"code": fault.code, "message": message}
+
+
 def spoil_items(fault: Fault, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Halve the arguments of calls (malformed_arguments), or the last item (incomplete)."""
     spoilt = []

@@ -123,6 +123,8 @@ class Fault(_Part):
     delay_ms: float = Field(default=50, ge=0)
     """For drip: the pause after every byte-sized piece of text."""
     message: str | None = None
+    code: str = "server_error"
+    """For failed: what the response's error says it is."""
 
 
 class RequestFault(Fault):

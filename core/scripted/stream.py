@@ -50,9 +50,16 @@ def whole(base: Fields, output: list[Fields], usage: Fields) -> bytes:
     return msgspec.json.encode(_response(base, "completed", output, usage=usage))
 
 
-def stream(base: Fields, output: list[Fields], usage: Fields, size: int, ending: str) -> list[bytes]:
+def stream(
+    base: Fields,
+    output: list[Fields],
+    usage: Fields,
+    size: int,
+    ending: str,
+    error: Fields | None = None,
+) -> list[bytes]:
     """Encoded events in order, `sequence_number` dense from 0. `size`: characters per delta. `ending`:
-    completed, incomplete (by max_output_tokens) or failed (a server error)."""
+    completed, incomplete (by max_output_tokens) or failed (by `error`: its code and message)."""
     events: list[Fields] = [
         {"type": "response.created", "response": _response(base, "in_progress", [])},
         {"type": "response.in_progress", "response": _response(base, "in_progress", [])},
@@ -60,7 +67,6 @@ def stream(base: Fields, output: list[Fields], usage: Fields, size: int, ending:
     for index, item in enumerate(output):
         events.extend(_item_events(index, item, size))
     if ending == "failed":
-        error = {"code": "server_error", "message": "The server had an error while answering."}
         final = _response(base, "failed", [], error=error)
     elif ending == "incomplete":
         details = {"reason": "max_output_tokens"}
