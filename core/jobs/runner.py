@@ -225,7 +225,7 @@ class JobRunner:
         if outcome.status == "interrupted":
             return f"the worker was interrupted {outcome.message}".strip()
         if tool.problem:
-            return f"{NO_REPORT} again; its last report was refused: {tool.problem}"
+            return f"the worker ended without an accepted report; its last one was refused: {tool.problem}"
         return NO_REPORT
 
     async def _row_failed(self, claim: Claim, error: str, *, final: bool = False) -> None:

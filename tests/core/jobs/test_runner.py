@@ -294,7 +294,7 @@ async def test_violations_are_bounded_and_end_up_as_the_rows_error(room: Room) -
     summary = await room.run(rows=1, output_schema=SCHEMA)
     assert rounds == [False] * 4 + [True]
     (error,) = errors(await room.stored(summary["job_id"])).values()
-    assert "its last report was refused" in error
+    assert "its last one was refused" in error
     assert "'n' is a required property" in error
 
 
