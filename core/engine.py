@@ -114,14 +114,20 @@ class Engine:
             store = await Store.open(settings.home, clock=clock, redact=redact)
             stack.push_async_callback(store.aclose)
             engine = cls(settings, store, model, clock)
+            raised: BaseException | None = None
             async with asyncio.TaskGroup() as group:
                 engine._group = group
                 watch = group.create_task(engine._watch_store())
                 try:
                     yield engine
-                finally:
-                    engine._stop.set()
-                    watch.cancel()
+                except BaseException as error:
+                    # What the body raised is the face's own matter: the swarms end in order first, and it
+                    # goes on without a group around it.
+                    raised = error
+                engine._stop.set()
+                watch.cancel()
+            if raised is not None:
+                raise raised
 
     # --- commands ----------------------------------------------------------------------------------------
 
