@@ -57,6 +57,7 @@ class Agent:
         self.thread, self.path = spec.thread, spec.path
         self.model, self.effort, self.max_tokens = spec.model, spec.effort, spec.max_tokens
         self.tools = {tool.name: tool for tool in tools}
+        self.definitions = [tool.definition() for tool in tools]
         self.slot = slot
         self.history = History(spec.path)
         self.instructions = prompts.instructions(

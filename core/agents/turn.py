@@ -65,7 +65,7 @@ class Turn:
             model=agent.model,
             instructions=agent.instructions,
             input=list(agent.history.items),
-            tools=[tool.definition() for tool in agent.tools.values()],
+            tools=agent.definitions,
             cache_key=agent.thread,
             reasoning_effort=agent.effort,
             max_output_tokens=agent.max_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -69,6 +70,7 @@ class ReportTool(Tool):
     def schema(self) -> dict[str, Any]:
         schema = super().schema()
         if self._schema is not None:
+            schema = copy.deepcopy(schema)
             schema["properties"]["result"] = embedded(self._schema, "#/properties/result")
         return schema
 

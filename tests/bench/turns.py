@@ -65,7 +65,8 @@ def scenario(agents: int) -> str:
 
 @contextlib.contextmanager
 def server(file: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "tui.cli", "scripted-server", "--port", "0", "--scenario", str(file)]
+    program = "import sys; from tui.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "scripted-server", "--port", "0", "--scenario", str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
