@@ -3,7 +3,8 @@
 `clean` is used where text enters the view, field by field, before fields are joined (decision 48).
 Escape sequences go whole (ECMA-48: CSI, OSC, DCS, SOS, PM, APC, in 7-bit and 8-bit form), then single control
 characters except newline and tab, bidirectional controls, and the invisible tag block. An unterminated
-sequence loses only its introducer, so that no text disappears with it.
+sequence loses only its introducer, so that no text disappears with it. A sequence's body ends at the next
+introducer of any kind: looking for its end never reads a character twice, however many have none.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import re
 
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\x9d\x90\x98\x9e\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]+[0-~]"
-    r"|\x1b[\[\]PX^_]?"
-    r"|\x1b[0-~]"
+    r"|\x1b[0-~]?"
 )
-_BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"
     + _BIDI

@@ -33,7 +33,6 @@ SECRETS = (
     ".bash_history", ".zsh_history", ".python_history",
 )  # fmt: skip
 """Below HOME: unreadable inside."""
-PROBE = "test ! -w /proc/sys/kernel/core_pattern && test ! -w /etc && echo inside"
 PROBE_SECONDS = 10.0
 
 
@@ -50,7 +49,9 @@ class Sandbox:
         if program is None:
             return None, "bubblewrap (bwrap) is not installed"
         sandbox = cls(program)
-        argv = sandbox.wrap(["/bin/sh", "-c", PROBE], mode="read-only", cwd=Path("/"), workspace=None)
+        argv = sandbox.wrap(
+            ["/bin/cat", "/proc/self/mounts"], mode="read-only", cwd=Path("/"), workspace=None
+        )
         try:
             probe = await run(
                 argv,
@@ -58,13 +59,16 @@ class Sandbox:
                 env=child_environment(),
                 clock=clock or SystemClock(),
                 timeout=PROBE_SECONDS,
-                limit=2000,
+                limit=1_000_000,
                 guard=False,
             )
         except StartError as error:
             return None, f"bubblewrap does not work here: {error}"
-        if probe.code == 0 and probe.output == "inside\n":
-            return sandbox, ""
+        if probe.code == 0:
+            writable = _writable_mounts(probe.output)
+            if not writable:
+                return sandbox, ""
+            return None, f"bubblewrap leaves {' and '.join(writable)} writable here"
         said = "it timed out" if probe.timed_out else shorten(clean_line(probe.output), 200)
         return None, f"bubblewrap does not work here: {said or f'exit code {probe.code}'}"
 
@@ -123,6 +127,16 @@ class Sandbox:
         ):
             line += ["--ro-bind", str(cwd), str(cwd)]
         return [*line, "--setenv", "TMPDIR", "/tmp", "--chdir", str(cwd), "--", *argv]
+
+
+def _writable_mounts(mounts: str) -> list[str]:
+    """Of what must be read-only inside, what is not, by the text of /proc/self/mounts."""
+    options: dict[str, set[str]] = {}
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 3:
+            options[fields[1]] = set(fields[3].split(","))  # a later mount lies on top
+    return [name for name in ("/", "/proc/sys") if os.path.isdir(name) and "ro" not in options.get(name, ())]
 
 
 def find_program(name: str, cwd: Path) -> str | None:

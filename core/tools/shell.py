@@ -159,10 +159,7 @@ class ExecCommand(Tool):
 
 
 def _check_command(cmd: str) -> None:
-    try:
-        size = len(os.fsencode(cmd))
-    except UnicodeEncodeError:
-        raise ToolError("cmd holds characters that no command line can hold") from None
+    size = len(cmd.encode())
     if "\0" in cmd:
         raise ToolError("cmd holds a NUL character")
     if not cmd.strip():
