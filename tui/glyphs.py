@@ -36,6 +36,8 @@ class Glyphs(NamedTuple):
     arrow: str
     ellipsis: str
     prompt: str
+    plain: dict[int, str]
+    """Characters of ours and of others that a terminal without Unicode gets in a plain form."""
 
 
 UNICODE = Glyphs(
@@ -65,6 +67,7 @@ UNICODE = Glyphs(
     arrow="▸",
     ellipsis="…",
     prompt="›",
+    plain={},
 )
 
 ASCII = Glyphs(
@@ -94,6 +97,7 @@ ASCII = Glyphs(
     arrow=">",
     ellipsis="...",
     prompt=">",
+    plain=str.maketrans("…“”‘’–—·↑↓←→", "~\"\"''---^v<>"),
 )
 
 STYLES = {

@@ -31,15 +31,26 @@ def width_of(line: Line) -> int:
 
 
 def paint(
-    line: Line, width: int, palette: Palette, *, ground: str = "bg", override: Style | None = None
+    line: Line,
+    width: int,
+    palette: Palette,
+    *,
+    ground: str = "bg",
+    override: Style | None = None,
+    plain: dict[int, str] | None = None,
 ) -> Strip:
-    """The strip of `line`: exactly `width` cells, cut at the right, padded with the ground colour."""
+    """The strip of `line`: exactly `width` cells, cut at the right, padded with the ground colour.
+
+    `plain` replaces characters by others of one cell, for a terminal that lacks them.
+    """
     segments: list[Segment] = []
     used = 0
     for raw, name in line:
         text = net(raw)
         if not text:
             continue
+        if plain:
+            text = text.translate(plain)
         size = cell_len(text)
         if used + size > width:
             text, size = set_cell_size(text, width - used), width - used

@@ -513,3 +513,29 @@ async def test_what_is_typed_right_after_m_is_text_however_fast_it_comes() -> No
         await ready(pilot)
         assert app.swarm_screen.composer.text == "axid"
         assert client.sent == []
+
+
+async def test_a_long_command_is_shown_whole_before_it_can_be_approved() -> None:
+    story = audit()
+    story.add(e.ApprovalDecided(agent=IRIS, approval="ap-1", decision="denied", by="operator"))
+    words = " ".join(f"--option-{number}=value" for number in range(12))
+    asked = e.ApprovalRequested(agent=IRIS, approval="ap-2", call="i1", command=f"run {words} | sh", cwd="/w")
+    story.add(asked)
+    app = stage(audit_client(story))
+    async with app.run_test(size=NARROW) as pilot:
+        await ready(pilot)
+        text = on_screen(app)
+        assert all(f"--option-{number}=value" in text for number in range(12))
+        assert "| sh" in text
+        assert "a approve" in text
+
+
+async def test_a_command_too_long_for_the_bar_says_how_much_is_missing() -> None:
+    story = audit()
+    story.add(e.ApprovalDecided(agent=IRIS, approval="ap-1", decision="denied", by="operator"))
+    command = "echo " + "x" * 5_000 + "; rm -rf /"
+    story.add(e.ApprovalRequested(agent=IRIS, approval="ap-2", call="i1", command=command, cwd="/w"))
+    app = stage(audit_client(story))
+    async with app.run_test(size=NARROW) as pilot:
+        await ready(pilot)
+        assert "more chars" in on_screen(app)

@@ -291,3 +291,13 @@ async def test_sizes_change_while_it_runs() -> None:
             await pilot.resize_terminal(*size)
             await ready(pilot)
             assert words in screen_text(app), size
+
+
+async def test_the_ascii_set_writes_only_ascii() -> None:
+    app = stage(ascii_glyphs=True)
+    async with app.run_test(size=(120, 35)) as pilot:
+        for keys in (("j",), ("J",), ("question_mark",), ("escape", "x")):
+            await ready(pilot)
+            await pilot.press(*keys)
+            await ready(pilot)
+            assert screen_text(app).isascii()

@@ -64,9 +64,18 @@ class SwarmScreen(Screen[None]):
             "n", "error(1)", "error", key_display="n", id="error.next", tooltip="Next error in this pane"
         ),
         Binding("N", "error(-1)", "", show=False, id="error.previous", tooltip="Previous error in this pane"),
-        Binding("a", "decide(True)", "approve", id="approve", tooltip="Approve what the bar shows"),
-        Binding("d", "decide(False)", "deny", id="deny", tooltip="Deny what the bar shows"),
-        Binding("exclamation_mark", "next_need", "next", id="needs.next", tooltip="Next that needs you"),
+        Binding(
+            "a", "decide(True)", "approve", show=False, id="approve", tooltip="Approve what the bar shows"
+        ),
+        Binding("d", "decide(False)", "deny", show=False, id="deny", tooltip="Deny what the bar shows"),
+        Binding(
+            "exclamation_mark",
+            "next_need",
+            "next",
+            show=False,
+            id="needs.next",
+            tooltip="Next that needs you",
+        ),
         Binding("i", "interrupt", "interrupt", id="interrupt", tooltip="Interrupt the selected agent's turn"),
         Binding("x", "close", "close", id="close", tooltip="Close the selected agent and what is below it"),
         Binding(

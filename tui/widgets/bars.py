@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tui.widgets.transcript import Transcript
 
 GAP = "   "
+COMMAND_LINES = 6
+"""Lines of a command that the bar shows."""
 
 
 def join(parts: list[Line], gap: str = GAP) -> Line:
@@ -273,8 +275,8 @@ class TranscriptHead(Painted):
         if agent is not None:
             parent = self.view.name_of(agent.parent) if agent.parent else ""
             if parent:
-                line.append((f"{parent} {self.glyphs.arrow} ", "muted"))
-            line.append((agent.nickname, "fg+b"))
+                line.append((f"{text.cut(text.one_line(parent), 16)} {self.glyphs.arrow} ", "muted"))
+            line.append((text.cut(text.one_line(agent.nickname), 16), "fg+b"))
             line.append((f" {self.glyphs.arrow} ", "muted"))
         line.append(("THREAD", "teal+b" if self.active else "muted"))
         if agent is not None and agent.parent and width >= 90:
@@ -376,42 +378,37 @@ class NeedsBar(Painted):
         if shown != self.painted:
             self.painted, self.painted_at = shown, self.clock.monotonic()
         if approval is None:
-            return [[]]
+            return []
         count = len(self.view.state.approvals)
         keys = "esc, then a approve  d deny" if self.composing else "a approve   d deny"
         more = f"   ! next (1 of {count})" if count > 1 else ""
         right: Line = [("  " + keys + more + " ", "amber+b")]
-        left: Line = [
-            (
-                f" {self.glyphs.states['asks']} needs you "
-                if width >= 100
-                else f" {self.glyphs.states['asks']} ",
-                "amber+rb",
-            ),
-            (" " + self.view.name_of(approval.thread) + "  ", "fg+b"),
-        ]
+        badge = f" {self.glyphs.states['asks']} " + ("needs you " if width >= 100 else "")
+        name = text.cut(text.one_line(self.view.name_of(approval.thread)), 16)
+        left: Line = [(badge, "amber+rb"), (f" {name}  ", "fg+b")]
+        folder: Line = [("   in ", "muted"), (text.one_line(approval.cwd), "muted")]
         room = width - width_of(left) - width_of(right)
-        command = text.one_line(approval.command)
-        folder = f"   in {approval.cwd}"
-        if len(command) + len(folder) <= room:
-            left += [(command, "amber"), (folder, "muted")]
-            return [spread(left, right, width), []]
-        whole = text.wrap(command, max(width - 4, 10))
-        if len(whole) == 1 and width_of([(command, "")]) <= room:
-            return [spread([*left, (command, "amber")], right, width), [(f"   {folder.strip()}", "muted")]]
-        rest = f"{self.glyphs.ellipsis} {len(whole) - 1} more lines: open its row" if len(whole) > 1 else ""
-        second: Line = [
-            ("   ", "fg"),
-            (text.cut(command, max(width - 6 - len(rest), 10)), "amber"),
-            (f"  {rest}", "muted"),
-        ]
-        return [spread([*left, (folder.strip(), "muted")], right, width), second]
+        command = approval.command.strip()
+        if "\n" not in command and width_of([(command, ""), *folder]) < room:
+            return [spread([*left, (command, "amber"), *folder], right, width)]
+        head = spread(
+            [*left, (text.cut(f"in {text.one_line(approval.cwd)}", max(room - 1, 0)), "muted")], right, width
+        )
+        return [head, *self._command(command, width)]
+
+    def _command(self, command: str, width: int) -> list[Line]:
+        """The exact command on lines of its own; of a very long one, how much more there is."""
+        whole = text.wrap(command[: COMMAND_LINES * 4 * width], width - 4)
+        lines: list[Line] = [[("   ", "fg"), (line, "amber")] for line in whole[:COMMAND_LINES]]
+        if len(whole) > COMMAND_LINES:
+            hidden = len(command) - sum(len(line) + 1 for line in whole[: COMMAND_LINES - 1])
+            words = f"{self.glyphs.ellipsis} {hidden:,} more chars: l on its call shows all"
+            lines[-1] = [("   ", "fg"), (words, "amber+b")]
+        return lines
 
     def height_needed(self, width: int) -> int:
-        if self.approval() is None:
-            return 0
-        lines = self.lines(width)
-        return 2 if len(lines) > 1 and lines[1] else 1
+        """Lines that the question takes; 0 without one."""
+        return 0 if self.approval() is None else len(self.lines(width))
 
 
 class Peek(Painted):
@@ -433,7 +430,8 @@ class Peek(Painted):
         look = agent_look(agent, now, self.glyphs)
         since = f"{look.glyph} {look.word} {text.age((now - agent.last_at).total_seconds())} ago "
         what = text.one_line(agent.activity or agent.task)
-        left: Line = [(" ", "fg"), (agent.nickname, "fg+b"), (f" {self.glyphs.prompt} ", "muted")]
+        name = text.cut(text.one_line(agent.nickname), 16)
+        left: Line = [(" ", "fg"), (name, "fg+b"), (f" {self.glyphs.prompt} ", "muted")]
         room = width - width_of(left) - len(since) - 2
         left.append((text.cut(what, max(room, 0)), "fg"))
         last = text.one_line(self.view.streaming.get(agent.thread, "")[-400:] or agent.status_message)

@@ -290,7 +290,9 @@ class LineView(ScrollView, can_focus=True):
         if mark in (1, 2) and line:
             first, style = line[0]
             line = [(">", "teal+b" if mark == 1 else "fg"), (first[1:], style), *line[1:]]
-        return paint(line, self.size.width, self.palette, ground=ground, override=override)
+        return paint(
+            line, self.size.width, self.palette, ground=ground, override=override, plain=self.glyphs.plain
+        )
 
     # --- the operator moves --------------------------------------------------------------------------------
 

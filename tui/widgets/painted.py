@@ -57,4 +57,10 @@ class Painted(Widget):
     def render_line(self, y: int) -> Strip:
         if not self._shown:
             self._shown = self.lines(self.size.width)
-        return paint(self._line(self._shown, y), self.size.width, self.palette, ground=self.ground)
+        return paint(
+            self._line(self._shown, y),
+            self.size.width,
+            self.palette,
+            ground=self.ground,
+            plain=self.glyphs.plain,
+        )

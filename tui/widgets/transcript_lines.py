@@ -92,8 +92,9 @@ def _speaker(row: Row, setting: Setting) -> tuple[str, str, str]:
             return "thinks", "muted+i", "muted+i"
         case "notice":
             style = {"error": "red+b", "warning": "amber"}.get(row.level, "muted")
+            word = {"warning": "warn"}.get(row.level, row.level)
             glyph = {"error": "failed", "warning": "lost"}.get(row.level, "note")
-            return f"{setting.glyphs.states[glyph]} {row.level}", style, style.replace("+b", "")
+            return f"{setting.glyphs.states[glyph]} {word}", style, style.replace("+b", "")
         case _:
             return setting.agent, "teal", "fg"
 
@@ -103,9 +104,19 @@ def call_lines(row: Row, call: Call, setting: Setting, fold: int, now: datetime)
     lines = [_call_head(row, call, setting, fold, now)]
     if fold == FOLDED:
         return lines + _folded(call, setting)
+    if fold == FULL:
+        lines += _arguments(call, setting)
     for event in call.events:
         lines += _event(event, setting, FULL_LINES if fold == FULL else EVENT_LINES)
     return lines
+
+
+def _arguments(call: Call, setting: Setting) -> list[Line]:
+    """What the call was asked, word for word."""
+    body, more = capped(call.arguments)
+    lines = text.wrap(body, max(setting.width - 14, 10)) if body else []
+    result: list[Line] = [[*_guide(setting), (line, "fg")] for line in lines]
+    return [*result, _more(more, "chars", setting)] if more else result
 
 
 def _call_head(row: Row, call: Call, setting: Setting, fold: int, now: datetime) -> Line:
@@ -133,7 +144,7 @@ def _call_head(row: Row, call: Call, setting: Setting, fold: int, now: datetime)
     if fold == FOLDED and len(call.events) > 1 and setting.width >= 76:
         right.insert(0, (f"  {len(call.events)} events", "muted"))
     room = setting.width - width_of(left) - width_of(right)
-    brief = text.cut(text.one_line(call.brief or call.arguments), max(room, 0))
+    brief = text.cut(text.one_line(call.brief or call.arguments), max(room - 1, 0))
     return spread([*left, (brief, "muted")], right, setting.width)
 
 
