@@ -1,0 +1,67 @@
+"""Every word that agents are told, held against a golden file: a change there must be meant.
+
+To accept a change: `python -m tests.core.agents.test_prompts`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from core.agents import prompts
+from core.agents.tools import (
+    CloseAgent,
+    FollowupTask,
+    InterruptAgent,
+    ListAgents,
+    SendMessage,
+    SpawnAgent,
+    SwarmTool,
+    WaitAgent,
+)
+from core.tools.base import json_schema
+
+GOLDEN = Path(__file__).with_name("prompts.golden.txt")
+KINDS: tuple[type[SwarmTool], ...] = (
+    SpawnAgent,
+    SendMessage,
+    FollowupTask,
+    WaitAgent,
+    ListAgents,
+    InterruptAgent,
+    CloseAgent,
+)
+
+
+def told() -> str:
+    parts = [
+        f"## {kind}\n\n"
+        + prompts.instructions(
+            path="/root/a",
+            nickname="alder",
+            kind=kind,
+            cwd="/work",
+            role_text="Be brief." if kind == "child" else "",
+        )
+        for kind in ("root", "child", "worker")
+    ]
+    parts.append("## interrupted\n\n" + prompts.INTERRUPTED.format(who="by operator"))
+    parts.append("## told to parents\n\n" + prompts.interrupted_notice("/root/a", "operator"))
+    parts.append(prompts.errored_notice("/root/a", "no such model"))
+    parts += [
+        f"## {tool.name}\n\n{prompts.TOOLS[tool.name]}\n\n{json.dumps(json_schema(tool.Args), indent=1)}"
+        for tool in KINDS
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def test_what_agents_are_told_is_what_was_agreed() -> None:
+    assert told() == GOLDEN.read_text()
+
+
+def test_every_control_tool_has_its_words() -> None:
+    assert {kind.name for kind in KINDS} == set(prompts.TOOLS)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(told())
