@@ -34,6 +34,7 @@ KINDS: tuple[type[SwarmTool], ...] = (
 
 
 def told() -> str:
+    roles = {"child": "Be brief."}
     parts = [
         f"## {kind}\n\n"
         + prompts.instructions(
@@ -41,7 +42,7 @@ def told() -> str:
             nickname="alder",
             kind=kind,
             cwd="/work",
-            role_text="Be brief." if kind == "child" else "",
+            role_text=roles.get(kind, ""),
         )
         for kind in ("root", "child", "worker")
     ]
