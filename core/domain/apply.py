@@ -213,7 +213,7 @@ def _model_retry(state: SwarmState, event: e.ModelRetry, changes: Changes) -> No
 
 def _mail_queued(state: SwarmState, event: e.MailQueued, changes: Changes) -> None:
     agent = _agent(state, event)
-    if agent is not None:
+    if agent is not None and event.mail not in state.mail:
         state.mail[event.mail] = QueuedMail(
             thread=agent.thread, author=event.author, kind=event.kind, trigger=event.trigger, seq=event.seq
         )
@@ -221,14 +221,14 @@ def _mail_queued(state: SwarmState, event: e.MailQueued, changes: Changes) -> No
 
 
 def _delivered(state: SwarmState, event: e.UserMessage | e.AgentMessage, changes: Changes) -> None:
-    agent = _agent(state, event)
-    if event.mail is not None and state.mail.pop(event.mail, None) is not None and agent is not None:
+    mail = state.mail.pop(event.mail, None) if event.mail is not None else None
+    if mail is not None and (agent := state.agents.get(mail.thread)) is not None:
         _set(state, changes, agent, mail=agent.mail - 1)
 
 
 def _approval_requested(state: SwarmState, event: e.ApprovalRequested, changes: Changes) -> None:
     agent = _agent(state, event)
-    if agent is None:
+    if agent is None or event.approval in state.approvals:
         return
     state.approvals[event.approval] = Approval(
         approval=event.approval,
@@ -246,12 +246,12 @@ def _approval_requested(state: SwarmState, event: e.ApprovalRequested, changes: 
 
 
 def _approval_decided(state: SwarmState, event: e.ApprovalDecided, changes: Changes) -> None:
-    if state.approvals.pop(event.approval, None) is None:
+    approval = state.approvals.pop(event.approval, None)
+    if approval is None:
         return
     changes.approvals.add(event.approval)
     changes.swarm = True
-    agent = _agent(state, event)
-    if agent is not None and agent.asks:
+    if (agent := state.agents.get(approval.thread)) is not None:
         _set(state, changes, agent, asks=agent.asks - 1)
 
 

@@ -118,11 +118,15 @@ def check_version() -> None:
 
 
 async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
-    uri = f"file:{quote(os.path.abspath(path))}?mode={mode}"
+    uri = _uri(path, mode)
     try:
         return await aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
 async def _pragmas(connection: aiosqlite.Connection, pragmas: Iterable[str]) -> None:

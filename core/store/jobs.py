@@ -1,7 +1,7 @@
 """Jobs in the store. Every transition is one conditional UPDATE and its events, in one transaction.
 
-Who gets a row, and whether a report counts, is decided here and nowhere else: by the row count of an UPDATE that
-names job, item, worker and the status it must still have.
+Who gets a row, and whether a report counts, is decided here and nowhere else: by the row count of an UPDATE
+that names job, item, worker and the status it must still have.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CHUNK = 2000
 LABEL_CELLS = 3
 LABEL_CHARS = 80
 
-_INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instruction, input_path, output_path,
-    concurrency, total, pending, running, completed, failed, skipped, created_at, last_error, headers,
-    output_schema, raw, max_attempts, max_runtime_seconds)
+_INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instruction, input_path,
+    output_path, concurrency, total, pending, running, completed, failed, skipped, created_at, last_error,
+    headers,    output_schema, raw, max_attempts, max_runtime_seconds)
     VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, '', ?, ?, ?, ?, ?)"""
 _INSERT_ITEM = (
     'INSERT INTO agent_job_items (job, item, row_index, source_id, "values", status)'
@@ -46,14 +46,19 @@ _BEGIN_ATTEMPT = (
     "INSERT INTO agent_job_attempts (job, item, attempt, worker, status, started_at)"
     " VALUES (?, ?, ?, ?, 'running', ?)"
 )
-_END_ATTEMPT = "UPDATE agent_job_attempts SET status = ?, error = ?, ended_at = ? WHERE job = ? AND item = ? AND worker = ?"
+_END_ATTEMPT = (
+    "UPDATE agent_job_attempts SET status = ?, error = ?, ended_at = ?"
+    " WHERE job = ? AND item = ? AND worker = ?"
+)
 _REPORT = (
-    "UPDATE agent_job_items SET status = 'completed', result = ?, last_error = NULL, reported_at = ?, ended_at = ?"
-    " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+    "UPDATE agent_job_items SET status = 'completed', result = ?, last_error = NULL, reported_at = ?,"
+    " ended_at = ? WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
 )
 _FAIL = (
-    "UPDATE agent_job_items SET status = CASE WHEN attempt < ? THEN 'pending' ELSE 'failed' END, last_error = ?,"
-    " worker = CASE WHEN attempt < ? THEN NULL ELSE worker END, ended_at = CASE WHEN attempt < ? THEN NULL ELSE ? END"
+    "UPDATE agent_job_items SET last_error = ?,"
+    " status = CASE WHEN attempt < ? THEN 'pending' ELSE 'failed' END,"
+    " worker = CASE WHEN attempt < ? THEN NULL ELSE worker END,"
+    " ended_at = CASE WHEN attempt < ? THEN NULL ELSE ? END"
     " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
 )
 _STORED = (
@@ -61,8 +66,21 @@ _STORED = (
     " FROM agent_job_items WHERE job = ? AND row_index > ? ORDER BY row_index LIMIT ?"
 )
 _PAGE = (
-    'SELECT item, row_index, status, attempt, worker, source_id, result, last_error, started_at, ended_at, "values"'
-    " FROM agent_job_items WHERE job = ? AND row_index >= ? ORDER BY row_index LIMIT ?"
+    "SELECT item, row_index, status, attempt, worker, source_id, result, last_error, started_at, ended_at,"
+    ' "values" FROM agent_job_items WHERE job = ? AND row_index >= ? ORDER BY row_index LIMIT ?'
+)
+
+_PAGE_FIELDS = (
+    "item",
+    "row_index",
+    "status",
+    "attempt",
+    "worker",
+    "source_id",
+    "result",
+    "error",
+    "started_at",
+    "ended_at",
 )
 
 
@@ -121,7 +139,7 @@ class JobStore:
         schema: str | None,
         raw: bool,
     ) -> None:
-        """A job with all its rows, pending. `schema` is JSON text. Raises StoreError; then nothing is stored."""
+        """A job with all its rows, pending. `schema` is JSON text. Raises StoreError with nothing stored."""
 
         async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
@@ -244,13 +262,13 @@ class JobStore:
     async def fail(
         self, swarm: str, job: str, item: str, worker: str, error: str, max_attempts: int
     ) -> Literal["failed", "pending"] | None:
-        """End a worker's attempt without a result. With attempts left the row waits again, behind the new ones.
-        None: the row is no longer this worker's, and nothing has changed."""
+        """End a worker's attempt without a result. With attempts left the row waits again, behind the new
+        ones. None: the row is no longer this worker's, and nothing has changed."""
         problem = self._redact(error)
 
         async def op(db: Db) -> tuple[Literal["failed", "pending"] | None, Sequence[e.Event]]:
             now = self._now()
-            limits = (max_attempts, problem, max_attempts, max_attempts, now)
+            limits = (problem, max_attempts, max_attempts, max_attempts, now)
             if not await db.execute(_FAIL, (*limits, job, item, worker)):
                 return None, []
             await db.execute(_END_ATTEMPT, ("failed", problem, now, job, item, worker))
@@ -318,24 +336,8 @@ class JobStore:
 
     async def page(self, job: str, start: int, limit: int) -> list[JobRow]:
         """At most `limit` rows from row_index `start` on, in input order."""
-        return [
-            JobRow(
-                item=item,
-                row_index=row_index,
-                status=status,
-                attempt=attempt,
-                worker=worker,
-                source_id=source_id,
-                result=result,
-                error=error,
-                started_at=started_at,
-                ended_at=ended_at,
-                label=_label(values),
-            )
-            for item, row_index, status, attempt, worker, source_id, result, error, started_at, ended_at, values in (
-                await self._reader.all(_PAGE, (job, start, max(limit, 0)))
-            )
-        ]
+        found = await self._reader.all(_PAGE, (job, start, max(limit, 0)))
+        return [JobRow(**dict(zip(_PAGE_FIELDS, row, strict=False)), label=_label(row[-1])) for row in found]
 
     async def rows(self, job: str) -> AsyncIterator[StoredRow]:
         """Every row in input order, paged by key: a job of any length is never in memory whole."""

@@ -20,8 +20,8 @@ _CALLS = (
     " WHERE swarm = ? AND status = 'open' ORDER BY seq"
 )
 _RESULTS = (
-    "SELECT about, text, status FROM tool_result_events WHERE swarm = ? AND thread = ? AND call = ? AND seq > ?"
-    " ORDER BY seq"
+    "SELECT about, text, status FROM tool_result_events"
+    " WHERE swarm = ? AND thread = ? AND call = ? AND seq > ? ORDER BY seq"
 )
 _APPROVALS = (
     "SELECT approval, thread, call, command, argv, cwd, reason, at FROM approvals"
@@ -75,8 +75,8 @@ async def load_live(db: Db, swarm: str) -> LiveSwarm:
 
 
 def without_owner(state: SwarmState) -> SwarmState:
-    """The state of a swarm whose owner is dead, as every reader shows it (decision 2): what ran is interrupted,
-    nobody will answer an approval, rows under way are pending and their job is paused. A copy, if it differs."""
+    """A swarm whose owner is dead, as every reader shows it (decision 2): what ran is interrupted, nobody
+    will answer an approval, rows under way are pending and their job is paused. A copy."""
     shown = state.copy()
     for thread, agent in state.agents.items():
         if agent.live:

@@ -1,4 +1,4 @@
-"""Who owns a swarm: an exclusive `flock` held for the owner's life (decision 1). The pid is for messages only."""
+"""Who owns a swarm: an exclusive `flock` held for the owner's life (decision 1); the pid is for messages."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ JOBS = Table("agent_jobs", JobState, ["job"])
 
 _EVENTS = "INSERT INTO events (swarm, seq, agent, type, at, shown, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _CALLS = (
-    "INSERT OR REPLACE INTO tool_calls (swarm, thread, call, seq, name, category, arguments, brief, status, events,"
-    " result_content, started_at, ended_at, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT OR REPLACE INTO tool_calls (swarm, thread, call, seq, name, category, arguments, brief,"
+    " status, events, result_content, started_at, ended_at, seconds)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _RESULTS = (
     'INSERT INTO tool_result_events (swarm, seq, thread, call, "index", source, status, text, about, at)'
@@ -33,7 +34,10 @@ _MAIL = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _DELIVERED = "UPDATE mail SET delivered_seq = ?, delivered_at = ? WHERE swarm = ? AND mail = ?"
-_CONSUMED = "UPDATE mail SET consumed_seq = ? WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq < ?"
+_CONSUMED = (
+    "UPDATE mail SET consumed_seq = ?"
+    " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq < ?"
+)
 _APPROVALS = (
     "INSERT OR REPLACE INTO approvals (swarm, approval, thread, call, command, argv, cwd, reason, at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -1,4 +1,4 @@
-"""Reading the store, also while an engine writes it: sessions, agents, transcripts, jobs, in the documented shapes."""
+"""Reading the store, also while an engine writes it: sessions, agents, transcripts and jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _SESSIONS = f"""SELECT {SWARMS.columns},
     (SELECT count(*) FROM agents a WHERE a.swarm = s.swarm),
     (SELECT count(*) FROM agent_jobs j WHERE j.swarm = s.swarm),
     (SELECT count(*) FROM agents a WHERE a.swarm = s.swarm AND a.status IN ('pending_init', 'running')),
-    (SELECT count(*) FROM agent_jobs j WHERE j.swarm = s.swarm AND j.status NOT IN ('completed', 'failed', 'cancelled')),
+    (SELECT count(*) FROM agent_jobs j
+        WHERE j.swarm = s.swarm AND j.status NOT IN ('completed', 'failed', 'cancelled')),
     (SELECT j.status FROM agent_jobs j WHERE j.swarm = s.swarm ORDER BY j.created_at DESC LIMIT 1),
     (SELECT a.status FROM agents a WHERE a.thread = s.root AND a.swarm = s.swarm)
     FROM swarms s ORDER BY s.started_at DESC, s.swarm DESC"""
@@ -53,7 +54,7 @@ class Reader:
 
     @classmethod
     def open(cls, home: Path, *, clock: Clock | None = None) -> _Opening:
-        """`await` it, or enter it with `async with`. A home without a store reads as empty. Raises StoreError."""
+        """`await` it, or enter it with `async with`. Without a store it reads as empty. Raises StoreError."""
         return _Opening(lambda: cls._open(home, clock or SystemClock()))
 
     @classmethod
@@ -90,7 +91,7 @@ class Reader:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Db]:
-        """A transaction that sees one moment of the store. Raises StoreError, and NotFound without a store."""
+        """A transaction that sees one moment of the store. Raises StoreError; NotFound without a store."""
         async with self._turn:
             if self._db is None:
                 raise NotFound(f"there is no store in {self._home}")
@@ -126,12 +127,12 @@ class Reader:
         """(swarm, thread) of an agent by its id or a unique prefix; a swarm's id means its root."""
         ref = _asked(ref, "a session or agent")
         rows = await self.all(
-            "SELECT swarm, thread, 1 FROM agents WHERE thread >= ? AND thread < ?"
-            " UNION SELECT swarm, root, swarm = ? FROM swarms WHERE swarm >= ? AND swarm < ? AND root IS NOT NULL"
+            "SELECT swarm, thread FROM agents WHERE thread >= ? AND thread < ?"
+            " UNION SELECT swarm, root FROM swarms WHERE swarm >= ? AND swarm < ? AND root IS NOT NULL"
             f" LIMIT {SHOWN_NAMES + 1}",
-            (ref, _after(ref), ref, ref, _after(ref)),
+            (ref, _after(ref), ref, _after(ref)),
         )
-        found = {(swarm, thread) for swarm, thread, _ in rows}
+        found = {(swarm, thread) for swarm, thread in rows}
         whole = {(swarm, thread) for swarm, thread in found if ref in (swarm, thread)}
         chosen: tuple[str, str] = _only(list(whole or found), ref, "session or agent", lambda entry: entry[1])
         return chosen
@@ -216,13 +217,14 @@ class Reader:
         """Events of a swarm with seq > `after`, oldest first. Raises NotFound."""
         seq = await self._seq(swarm)
         rows = await self.all(
-            "SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+            "SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq > ? AND seq <= ?"
+            " ORDER BY seq LIMIT ?",
             (swarm, after, seq, max(1, min(limit, PAGE_LIMIT))),
         )
         return EventsPage(events=_decode(rows, None)[0], seq=seq)
 
     async def _seq(self, swarm: str) -> int:
-        """Read before the events are: what is committed later is left out, so a page is true for one moment."""
+        """Read before the events: what is committed later is left out, so a page is true for one moment."""
         rows = await self.all("SELECT seq FROM swarms WHERE swarm = ?", (swarm,))
         if not rows:
             raise NotFound(f"there is no swarm {swarm} in the store")
@@ -249,8 +251,8 @@ class Reader:
         async with self.snapshot() as db:
             table = await db.one(JOBS.select + "WHERE job = ?", (job,))
             items = await db.all(
-                "SELECT item, row_index, source_id, status, result, last_error FROM agent_job_items WHERE job = ?"
-                " ORDER BY row_index",
+                "SELECT item, row_index, source_id, status, result, last_error FROM agent_job_items"
+                " WHERE job = ? ORDER BY row_index",
                 (job,),
             )
             attempts = await db.all(
@@ -305,7 +307,7 @@ class _Opening:
 
 
 def _decode(rows: Sequence[Row], thread: str | None) -> tuple[tuple[e.AnyEvent, ...], int]:
-    """The events of rows (body, seq, at, type), and how many could not be read: each leaves a notice behind."""
+    """The events of rows (body, seq, at, type), and how many cannot be read: each leaves a notice behind."""
     events: list[e.AnyEvent] = []
     damaged = 0
     for body, seq, at, kind in rows:

@@ -12,10 +12,10 @@ APPLICATION_ID = 0x57524D31
 
 _FIRST = [
     """CREATE TABLE swarms (
-        swarm TEXT PRIMARY KEY, seq INTEGER NOT NULL, title TEXT NOT NULL, cwd TEXT NOT NULL, model TEXT NOT NULL,
-        server TEXT NOT NULL, source TEXT NOT NULL, approval_policy TEXT NOT NULL, sandbox TEXT NOT NULL,
-        sandboxed INTEGER NOT NULL, unattended TEXT NOT NULL, slots INTEGER NOT NULL, started_at TEXT NOT NULL,
-        last_at TEXT NOT NULL, root TEXT, tokens TEXT) WITHOUT ROWID""",
+        swarm TEXT PRIMARY KEY, seq INTEGER NOT NULL, title TEXT NOT NULL, cwd TEXT NOT NULL,
+        model TEXT NOT NULL, server TEXT NOT NULL, source TEXT NOT NULL, approval_policy TEXT NOT NULL,
+        sandbox TEXT NOT NULL, sandboxed INTEGER NOT NULL, unattended TEXT NOT NULL, slots INTEGER NOT NULL,
+        started_at TEXT NOT NULL, last_at TEXT NOT NULL, root TEXT, tokens TEXT) WITHOUT ROWID""",
     "CREATE INDEX swarms_started ON swarms (started_at)",
     # The journal. `shown`: a transcript shows it (core.domain.events.TRANSCRIPT).
     """CREATE TABLE events (
@@ -24,9 +24,10 @@ _FIRST = [
     "CREATE UNIQUE INDEX events_swarm ON events (swarm, seq)",
     "CREATE INDEX events_transcript ON events (agent, seq) WHERE shown = 1",
     """CREATE TABLE agents (
-        thread TEXT NOT NULL, swarm TEXT NOT NULL, path TEXT NOT NULL, nickname TEXT NOT NULL, role TEXT NOT NULL,
-        model TEXT NOT NULL, parent TEXT, depth INTEGER NOT NULL, "order" INTEGER NOT NULL, task TEXT NOT NULL,
-        status TEXT NOT NULL, status_message TEXT NOT NULL, wait TEXT, turn TEXT, turns INTEGER NOT NULL,
+        thread TEXT NOT NULL, swarm TEXT NOT NULL, path TEXT NOT NULL, nickname TEXT NOT NULL,
+        role TEXT NOT NULL, model TEXT NOT NULL, parent TEXT, depth INTEGER NOT NULL,
+        "order" INTEGER NOT NULL, task TEXT NOT NULL, status TEXT NOT NULL,
+        status_message TEXT NOT NULL, wait TEXT, turn TEXT, turns INTEGER NOT NULL,
         outcome_seq INTEGER NOT NULL, calls INTEGER NOT NULL, failed_calls INTEGER NOT NULL,
         activity TEXT NOT NULL, asks INTEGER NOT NULL, mail INTEGER NOT NULL, retries INTEGER NOT NULL,
         tokens TEXT, started_at TEXT NOT NULL, last_at TEXT NOT NULL, call TEXT, job TEXT, item TEXT,
@@ -35,8 +36,9 @@ _FIRST = [
     "CREATE INDEX agents_job ON agents (job) WHERE job IS NOT NULL",
     # `result_content` is derived: the last text, or one block per agent in first-seen order.
     """CREATE TABLE tool_calls (
-        swarm TEXT NOT NULL, thread TEXT NOT NULL, call TEXT NOT NULL, seq INTEGER NOT NULL, name TEXT NOT NULL,
-        category TEXT NOT NULL, arguments TEXT NOT NULL, brief TEXT NOT NULL, status TEXT NOT NULL,
+        swarm TEXT NOT NULL, thread TEXT NOT NULL, call TEXT NOT NULL, seq INTEGER NOT NULL,
+        name TEXT NOT NULL, category TEXT NOT NULL,
+        arguments TEXT NOT NULL, brief TEXT NOT NULL, status TEXT NOT NULL,
         events INTEGER NOT NULL, result_content TEXT NOT NULL, started_at TEXT NOT NULL, ended_at TEXT,
         seconds REAL, PRIMARY KEY (swarm, thread, call))""",
     "CREATE INDEX tool_calls_open ON tool_calls (swarm, seq) WHERE status = 'open'",
@@ -45,8 +47,9 @@ _FIRST = [
         source TEXT NOT NULL, status TEXT NOT NULL, text TEXT NOT NULL, about TEXT, at TEXT NOT NULL)""",
     "CREATE INDEX tool_result_events_call ON tool_result_events (swarm, thread, call, seq)",
     """CREATE TABLE mail (
-        swarm TEXT NOT NULL, mail TEXT NOT NULL, thread TEXT NOT NULL, author TEXT NOT NULL, kind TEXT NOT NULL,
-        text TEXT NOT NULL, "trigger" INTEGER NOT NULL, seq INTEGER NOT NULL, queued_at TEXT NOT NULL,
+        swarm TEXT NOT NULL, mail TEXT NOT NULL, thread TEXT NOT NULL, author TEXT NOT NULL,
+        kind TEXT NOT NULL, text TEXT NOT NULL,
+        "trigger" INTEGER NOT NULL, seq INTEGER NOT NULL, queued_at TEXT NOT NULL,
         delivered_seq INTEGER, delivered_at TEXT, consumed_seq INTEGER, PRIMARY KEY (swarm, mail))""",
     "CREATE INDEX mail_queued ON mail (swarm, seq) WHERE delivered_seq IS NULL",
     "CREATE INDEX mail_unread ON mail (swarm, thread) WHERE consumed_seq IS NULL",
@@ -60,7 +63,8 @@ _FIRST = [
     """CREATE TABLE agent_jobs (
         job TEXT PRIMARY KEY, swarm TEXT NOT NULL, name TEXT NOT NULL, owner TEXT, status TEXT NOT NULL,
         instruction TEXT NOT NULL, input_path TEXT NOT NULL, output_path TEXT, concurrency INTEGER NOT NULL,
-        total INTEGER NOT NULL, pending INTEGER NOT NULL, running INTEGER NOT NULL, completed INTEGER NOT NULL,
+        total INTEGER NOT NULL, pending INTEGER NOT NULL, running INTEGER NOT NULL,
+        completed INTEGER NOT NULL,
         failed INTEGER NOT NULL, skipped INTEGER NOT NULL, created_at TEXT NOT NULL, started_at TEXT,
         ended_at TEXT, last_error TEXT NOT NULL,
         headers TEXT NOT NULL DEFAULT '[]', output_schema TEXT, raw INTEGER NOT NULL DEFAULT 0,

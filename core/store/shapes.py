@@ -1,4 +1,4 @@
-"""The JSON shapes that scripts depend on. Times are RFC 3339 in UTC or None; unknown is None, never 0 or ""."""
+"""The JSON shapes that scripts depend on. Times are RFC 3339 in UTC; unknown is None, never 0 or ""."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Store:
 
     @property
     def on_commit(self) -> Committed | None:
-        """Called with (swarm, events) after each commit, in order, before those who wrote go on. Synchronous."""
+        """Called with (swarm, events) after each commit, in order, before its writers go on; synchronous."""
         return self._writer.on_commit
 
     @on_commit.setter
@@ -132,13 +132,13 @@ class Store:
     # --- writing -----------------------------------------------------------------------------------------
 
     async def append(self, swarm: str, events: Sequence[e.Event]) -> list[e.AnyEvent]:
-        """Record events, all or none; returns them stamped with seq, time and swarm, and without secrets, once
-        they are on disk, folded and told to `on_commit`. Raises StoreError."""
+        """Record events, all or none. Returns them stamped with seq, time and swarm, and without secrets,
+        once they are on disk, folded, and told to `on_commit`. Raises StoreError."""
         stamped: list[e.AnyEvent] = await self._writer.submit(swarm, None, list(events))
         return stamped
 
     async def transact(self, swarm: str, op: Op[T]) -> T:
-        """Run `op` in the writer's transaction and record the events it returns with it; its value, once that is
-        on disk. What `op` raises reaches the caller, and then nothing of it is stored."""
+        """Run `op` in the writer's transaction and record the events it returns with it; its value, once that
+        is on disk. What `op` raises reaches the caller, and then nothing of it is stored."""
         value: T = await self._writer.submit(swarm, op, [])
         return value

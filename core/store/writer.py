@@ -1,9 +1,9 @@
 """The one task that touches the writing connection (decision 14).
 
-Group commit without a timer: whatever gathered while the last commit ran goes into the next. A batch is folded
-into a copy of each swarm's state; the copy becomes the live state only once its events are on disk, so memory
-is never ahead of the disk. A batch that cannot be committed is fatal (decision 13): its callers and all later
-ones are told why, and the live states stay what the disk holds.
+Group commit without a timer: whatever gathered while the last commit ran goes into the next. A batch is
+folded into a copy of each swarm's state; the copy becomes the live state only once its events are on disk, so
+memory is never ahead of the disk. A batch that cannot be committed is fatal (decision 13): its callers and
+all later ones are told why, and the live states stay what the disk holds.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ class Writer:
         self._task = asyncio.create_task(self._run(), name="store writer")
 
     async def submit(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event]) -> Any:
-        """Queue one atomic piece of work and wait until it is on disk. Raises StoreError, or what `op` raised.
-
-        A caller that is cancelled after this has queued does not undo it.
+        """Queue one atomic piece of work and wait until it is on disk. Raises StoreError, or what `op`
+        raised. A caller that is cancelled after this has queued does not undo it.
         """
         self._check(swarm)
         request = _Request(swarm, op, events)
@@ -183,7 +182,7 @@ class Writer:
                 log.warning("store %s: another process is writing; attempt %d", self._where, attempt)
 
     async def _perform(self, request: _Request, ahead: dict[str, SwarmState]) -> list[tuple[e.AnyEvent, str]]:
-        """The stamped events of a request; an operation runs in a savepoint, so that its failure harms no other."""
+        """The stamped events of a request. An operation runs in a savepoint: its failure harms no other."""
         if request.swarm not in self.swarms:
             raise _Refused(StoreError(f"swarm {request.swarm} was given up before this was written"))
         if request.op is None:
