@@ -146,7 +146,7 @@ def _close(outcome: Outcome, code: int, mode: Mode) -> None:
     """The last words, after the engine has ended: the answer, or what went wrong and what is kept."""
     if code == exits.OK:
         if mode == "headless" and outcome.message:
-            print(clean(outcome.message), flush=True)
+            print(clean(outcome.message).rstrip("\n"), flush=True)
         return
     if code == exits.PIPE:
         return

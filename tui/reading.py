@@ -22,7 +22,7 @@ def read(settings: Settings, ask: Callable[[Reader], Awaitable[dict[str, Any]]])
     answer: dict[str, Any] = {}
 
     async def main() -> int:
-        async with await Reader.open(settings.home) as reader:
+        async with Reader.open(settings.home) as reader:
             answer.update(await ask(reader))
         return 0
 

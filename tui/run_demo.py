@@ -15,7 +15,7 @@ from core.domain.commands import StartSwarm
 from tui import exits, headless, run_console, setup
 
 FOLDER = Path(core.__file__).resolve().parent.parent / "assets" / "demo"
-TASK = "Audit this project: map every module, check what it claims, measure the files, and report."
+TASK = "Is this project ready for a release? Look at it from all sides, measure every module, and report."
 
 
 def run(args: Namespace) -> int:

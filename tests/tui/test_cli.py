@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -184,7 +185,6 @@ def test_any_words_name_a_verb_or_are_refused(words: list[str]) -> None:
         (("exec", "x", "--config", "/nowhere.toml"), "/nowhere.toml does not exist"),
         (("exec", "x", "--full-auto", "--sandbox", "off"), "--full-auto"),
         (("scripted-server", "--scenario", "nope"), "nope"),
-        (("job", "run", "/none.csv", "--instruction", "i", "--base-url", "scripted:hello"), "/none.csv"),
         (("job", "run", "x", "--instruction", "@/none.txt"), "/none.txt cannot be read"),
         (("job", "run", "x", "--instruction", "i", "--schema", "/none.json"), "/none.json cannot be read"),
     ],
@@ -199,6 +199,32 @@ def test_bad_input_ends_with_one_sentence_and_stores_nothing(
     assert run.stderr.count("\n") == 1
     assert run.stderr.startswith("watchroom: ")
     assert not list(home.glob("*.db"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        (None, (), "there is no file"),
+        ("", (), "is empty"),
+        ("a,a\n1,2\n", (), "is the name of column 1 already"),
+        ("path\nx\n", ("--instruction", "{nope}"), "{nope}"),
+        ("path\nx\n", ("--id-column", "nope"), "'nope'"),
+    ],
+)
+def test_bad_input_of_a_job_is_refused_before_anything_of_it_is_stored(
+    home: Path, tmp_path: Path, text: str | None, options: tuple[str, ...], said: str
+) -> None:
+    table = tmp_path / "in.csv"
+    if text is not None:
+        table.write_text(text)
+    env = {"WATCHROOM_HOME": str(home)}
+    words = ("job", "run", str(table), "--instruction", "i", "--base-url", "scripted:hello", *options)
+    run = watchroom(*words, env=env)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (exits.USAGE, "", 1)
+    assert said in run.stderr
+    assert json.loads(watchroom("session", "list", "--json", env=env).stdout) == {"sessions": []}
+    assert json.loads(watchroom("job", "list", "--json", env=env).stdout) == {"jobs": []}
+    assert not list(tmp_path.glob("*.agent-job-*"))
 
 
 def test_the_task_may_come_from_stdin_and_must_be_text(home: Path) -> None:
