@@ -381,6 +381,3 @@ class WatchroomApp(App[str]):
             counts[agent.status] = counts.get(agent.status, 0) + 1
         words = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
         return f"swarm {state.swarm}: {words}; watchroom session show {state.swarm}"
-
-
-__all__ = ["WatchroomApp"]

@@ -26,7 +26,10 @@ class Terminal:
         self.arguments = arguments
         self.size = (height, width)
         self.env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **env}
-        self.env.pop("NO_COLOR", None) if "NO_COLOR" not in env else None
+        for name in {"NO_COLOR", "COLUMNS", "LINES"} - set(
+            env
+        ):  # what a test runner may set is not the terminal's
+            self.env.pop(name, None)
         self.raw = b""
         self.screen = pyte.Screen(width, height)
         self._stream = pyte.ByteStream(self.screen)

@@ -25,7 +25,7 @@ from tui.paint import Line
 from tui.screens.confirm import ConfirmScope
 from tui.screens.help import HelpScreen
 from tui.screens.layout import LEAST_HEIGHT, LEAST_WIDTH, sizes
-from tui.widgets.agent_tree import AgentTree, job_key
+from tui.widgets.agent_tree import AgentTree
 from tui.widgets.bars import (
     Divider,
     Hairline,
@@ -538,6 +538,3 @@ class SwarmScreen(Screen[None]):
         if thread != self.selected:
             self.select(thread)
         self.transcript.resume()
-
-
-__all__ = ["SwarmScreen", "job_key"]

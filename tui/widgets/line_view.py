@@ -8,8 +8,8 @@ per line: a refresh renders the visible rows again and repaints only the lines t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable
+from typing import ClassVar
 
 from rich.style import Style
 from textual import events
@@ -446,7 +446,7 @@ class LineView(ScrollView, can_focus=True):
         self._shown.clear()
 
 
-def jump(view: LineView, found: Any, step: int) -> bool:
+def jump(view: LineView, found: Callable[[int], bool], step: int) -> bool:
     """Move the cursor to the next row after it (or before, `step` -1), round the end, for which
     `found(index)` is true. False when there is none."""
     count = view.row_count()
