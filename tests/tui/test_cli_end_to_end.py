@@ -163,19 +163,21 @@ def test_a_signal_ends_what_agents_run_and_keeps_the_record(
         "--approval-policy",
         "never",
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", "import sys; from tui.cli import main; sys.exit(main())", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        with (tmp_path / "up").open() as pipe:  # opens once the command has
-            assert pipe.readline() == "up\n"
-            assert len(running(tmp_path)) == 1
-            process.send_signal(signum)
-            out, err = process.communicate(timeout=30)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", "import sys; from tui.cli import main; sys.exit(main())", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process,
+        (tmp_path / "up").open() as pipe,
+    ):  # opens once the command has
+        assert pipe.readline() == "up\n"
+        assert len(running(tmp_path)) == 1
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum
     assert "Traceback" not in err
     thread = next(event.agent for event in map(e.decode, out.splitlines()) if event.agent)
