@@ -182,7 +182,8 @@ class PlainLines:
         if self.scope == "headless":
             return []
         return [
-            f"job {event.job[:8]} created {_detail(event.name)} {event.total} rows of {clean_line(event.input_path)}"
+            f"job {event.job[:8]} created {_detail(event.name)} "
+            f"{event.total} rows of {clean_line(event.input_path)}"
         ]
 
     def _job_row(self, event: e.JobRowEnded) -> list[str]:

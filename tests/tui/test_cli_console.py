@@ -22,7 +22,8 @@ def home(tmp_path: Path) -> Path:
 
 def watchroom(home: Path, *args: str, **env: str) -> Terminal:
     none = dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "ACCESSIBLE", "COLUMNS", "LINES"), "")
-    return Terminal(["-c", ENTRY, *args], **{**none, "WATCHROOM_HOME": str(home), **env})
+    folders = {"WATCHROOM_HOME": str(home), "TMPDIR": str(home.parent)}
+    return Terminal(["-c", ENTRY, *args], **{**none, **folders, **env})
 
 
 def shown(terminal: Terminal) -> str:
@@ -73,3 +74,4 @@ def test_a_signal_gives_the_terminal_back_and_says_what_is_kept(home: Path, sign
     assert b"Traceback" not in terminal.raw
     tail = terminal.raw.rsplit(BACK, 1)[1]
     assert b"watchroom session show" in tail
+    assert not list(home.parent.glob("watchroom-demo-*"))
