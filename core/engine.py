@@ -298,7 +298,8 @@ class Engine:
 
     async def _watch_store(self) -> None:
         """A store that cannot be written is fatal (decision 13)."""
-        raise await self.store.failed
+        # Shielded: the future is the store's own and must outlive this watch.
+        raise await asyncio.shield(self.store.failed)
 
     async def _serve(self, swarm: Swarm, ready: asyncio.Event) -> None:
         """One swarm until the engine stops."""

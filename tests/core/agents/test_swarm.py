@@ -477,9 +477,11 @@ async def test_leaving_the_engine_interrupts_and_records_every_turn(tmp_path: Pa
             lambda s: len(s.agents) == 2 and all(a.status == "running" for a in s.agents.values())
         )
     async with Reader.open(settings.home) as reader:
-        state = await reader.load_state(watched.swarm)
-    assert [a.status for a in state.agents.values()] == ["interrupted", "interrupted"]
-    assert not state.calls
+        events = (await reader.events(watched.swarm)).events
+    stopped = [event for event in events if isinstance(event, e.TurnInterrupted)]
+    assert {event.agent for event in stopped} == {watched.root, watched.at("/root/a").thread}
+    assert {event.by for event in stopped} == {"engine"}
+    assert [event.status for event in events if isinstance(event, e.ToolEnded)] == ["ok", "aborted"]
 
 
 async def test_a_fork_sees_its_parents_messages(tmp_path: Path) -> None:
