@@ -19,8 +19,8 @@ MIN_SECRET = 8
 """Shorter values of key variables are left alone: replacing them would garble ordinary text."""
 
 _KEY_NAME = re.compile(
-    r"(?:^|_)(?:API_?KEY|ACCESS_?KEY|SECRET_?KEY|PRIVATE_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|PAT)"
-    r"(?:_ID|_BASE64)?$",
+    r"(?:(?:^|_)(?:API_?KEY|(?:ACCESS|SECRET|PRIVATE)_?KEY|TOKEN|SECRET|CREDENTIALS?|PAT)"
+    r"|PASSWORD|PASSWD|PASSPHRASE)(?:_ID|_BASE64)?$",
     re.IGNORECASE,
 )
 _START = r"(?<![A-Za-z0-9_-])"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
@@ -20,6 +21,8 @@ NEEDED = (3, 35, 0)
 """RETURNING and the upserts of the tables."""
 
 Row = Sequence[Any]
+_WRITER = ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864")
+_UNWRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 
 class Db:
@@ -78,30 +81,40 @@ def prepare_home(home: Path) -> Path:
 async def connect_writer(path: Path) -> Db:
     """The writing connection: WAL, every commit synced. Raises StoreError."""
     check_version()
-    connection = await _connect(path, "rw")
     try:
-        await _pragmas(
-            connection, ["journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864"]
-        )
-    except (sqlite3.Error, OSError) as error:
-        await connection.close()
+        connection = await _connect(path, "mode=rw")
+        try:
+            await _pragmas(connection, _WRITER)
+        except BaseException:
+            await connection.close()
+            raise
+    except sqlite3.Error as error:
         raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
-    except BaseException:
-        await connection.close()
-        raise
     return Db(connection)
 
 
 async def connect_reader(path: Path) -> Db:
     """A read-only connection. Raises StoreError."""
     check_version()
-    connection = await _connect(path, "ro")
+    try:
+        return await _reading(path, "mode=ro")
+    except sqlite3.Error as error:
+        # To read a WAL database SQLite makes two files beside it. In a folder where it may not, and where
+        # nobody writes now (there is no WAL), the file can be read as it is.
+        code = error.sqlite_errorcode & 0xFF
+        if code not in _UNWRITABLE or await asyncio.to_thread(os.path.exists, f"{path}-wal"):
+            raise StoreError(sentence(error, f"the store {path} cannot be read")) from error
+    try:
+        return await _reading(path, "mode=ro&immutable=1")
+    except sqlite3.Error as error:
+        raise StoreError(sentence(error, f"the store {path} cannot be read")) from error
+
+
+async def _reading(path: Path, options: str) -> Db:
+    connection = await _connect(path, options)
     try:
         await _pragmas(connection, ["query_only = ON"])
         await connection.execute_fetchall("SELECT count(*) FROM sqlite_schema")
-    except (sqlite3.Error, OSError) as error:
-        await connection.close()
-        raise StoreError(sentence(error, f"the store {path} cannot be read")) from error
     except BaseException:
         await connection.close()
         raise
@@ -117,16 +130,10 @@ def check_version() -> None:
         )
 
 
-async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
-    uri = _uri(path, mode)
-    try:
-        return await aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=256)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(sentence(error, f"the store {path} cannot be opened")) from error
-
-
-def _uri(path: Path, mode: str) -> str:
-    return f"file:{quote(str(path.absolute()))}?mode={mode}"
+async def _connect(path: Path, options: str) -> aiosqlite.Connection:
+    return await aiosqlite.connect(
+        f"file:{quote(str(path))}?{options}", uri=True, isolation_level=None, cached_statements=256
+    )
 
 
 async def _pragmas(connection: aiosqlite.Connection, pragmas: Iterable[str]) -> None:

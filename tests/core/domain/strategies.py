@@ -1,4 +1,4 @@
-"""Events for properties: `random_events` are anything that decodes, `plausible` is what an engine could write."""
+"""Events for properties: `random_events` is anything that decodes, `plausible` what an engine could write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.domain import events as e
 from core.domain.apply import apply
-from core.domain.state import SwarmState
+from core.domain.state import AgentState, SwarmState
 from core.domain.status import Usage, Wait
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -104,88 +104,108 @@ class Plot:
     def take(self, choice: Choice) -> None:
         action, pick, text = choice
         open_agents = [a for a in self.state.agents.values() if a.status != "shutdown"]
-        agent = open_agents[pick % len(open_agents)] if open_agents else None
-        if agent is None:
-            return
+        if open_agents:
+            steps = (self._life, self._talk, self._call, self._ask, self._job, self._note)
+            steps[action % len(steps)](open_agents[pick % len(open_agents)], pick, text)
+
+    def _life(self, agent: AgentState, pick: int, text: str) -> None:
         thread = agent.thread
-        match action:
-            case 0:
-                name = self._new("a")
-                self._tell(
-                    e.AgentSpawned(
-                        agent=self._new("t"),
-                        path=f"{agent.path}/{name}",
-                        nickname=name,
-                        parent=thread,
-                        depth=agent.depth + 1,
-                        task=text,
-                        call="c1" if pick % 2 else None,
-                    )
+        if pick % 7 == 0:
+            name = self._new("a")
+            path, call = f"{agent.path}/{name}", "c1" if pick % 2 else None
+            spawned = e.AgentSpawned(
+                agent=self._new("t"), path=path, nickname=name, parent=thread, depth=1, task=text, call=call
+            )
+            self._tell(spawned)
+        elif pick % 11 == 0 and agent.parent is not None:
+            self._tell(e.AgentClosed(agent=thread, by="operator"))
+        elif agent.status == "pending_init":
+            failed = pick % 5 == 0
+            self._tell(e.AgentFailed(agent=thread, error=text) if failed else e.AgentReady(agent=thread))
+        elif agent.turn is None:
+            self._tell(e.TurnStarted(agent=thread, turn=self._new("u")))
+        else:
+            self._end_turn(thread, agent.turn, pick, text)
+
+    def _talk(self, agent: AgentState, pick: int, text: str) -> None:
+        if self.state.mail and pick % 2:
+            mail, queued = list(self.state.mail.items())[pick % len(self.state.mail)]
+            to = queued.thread
+            if queued.kind == "INPUT":
+                self._tell(e.UserMessage(agent=to, text=text, mail=mail))
+            else:
+                self._tell(e.AgentMessage(agent=to, kind="MESSAGE", author="/root", text=text, mail=mail))
+            return
+        kind = ("INPUT", "NEW_TASK", "MESSAGE")[pick % 3]
+        self._tell(
+            e.MailQueued(
+                agent=agent.thread,
+                mail=self._new("m"),
+                author="/root",
+                kind=kind,
+                text=text,
+                trigger=pick % 2 == 0,
+            )
+        )
+
+    def _call(self, agent: AgentState, pick: int, text: str) -> None:
+        if not self.state.calls or pick % 3 == 0:
+            call = self._new("c")
+            self._tell(e.ToolCalled(agent=agent.thread, call=call, name="exec", arguments="{}", brief=text))
+            return
+        running = list(self.state.calls.values())[pick % len(self.state.calls)]
+        if pick % 3 == 1:
+            about = [None, "t0", text or "x"][pick % 9 // 3]
+            self._tell(
+                e.ToolResult(
+                    agent=running.thread,
+                    call=running.call,
+                    index=running.events,
+                    source="shell",
+                    text=text,
+                    about=about,
                 )
-            case 1 if agent.status == "pending_init":
-                failed = pick % 5 == 0
-                event = e.AgentFailed(agent=thread, error=text) if failed else e.AgentReady(agent=thread)
-                self._tell(event)
-            case 2 if agent.status not in ("pending_init", "running"):
-                self._tell(e.TurnStarted(agent=thread, turn=self._new("u")))
-            case 3 if agent.turn is not None:
-                self._end_turn(thread, agent.turn, pick, text)
-            case 4:
-                mail, kind = self._new("m"), ("INPUT", "NEW_TASK", "MESSAGE")[pick % 3]
-                self._tell(
-                    e.MailQueued(agent=thread, mail=mail, author="/root", kind=kind, text=text, trigger=pick % 2 == 0)
+            )
+        else:
+            status = ("ok", "error", "refused", "aborted")[pick % 4]
+            self._tell(e.ToolEnded(agent=running.thread, call=running.call, status=status, output=text))
+
+    def _ask(self, agent: AgentState, pick: int, text: str) -> None:
+        if self.state.approvals and pick % 2:
+            asked = next(iter(self.state.approvals.values()))
+            self._tell(
+                e.ApprovalDecided(
+                    agent=asked.thread, approval=asked.approval, decision="denied", by="operator"
                 )
-            case 5 if self.state.mail:
-                self._deliver(pick, text)
-            case 6 if agent.turn is not None:
-                self._tell(
-                    e.ToolCalled(
-                        agent=thread, call=self._new("c"), name="exec_command", arguments='{"cmd": "ls"}', brief=text
-                    )
-                )
-            case 7 | 8 if self.state.calls:
-                call = list(self.state.calls.values())[pick % len(self.state.calls)]
-                about = [None, "t0", text or "x"][pick % 3]
-                self._tell(
-                    e.ToolResult(
-                        agent=call.thread, call=call.call, index=call.events, source="shell", text=text, about=about
-                    )
-                )
-            case 9 if self.state.calls:
-                call = list(self.state.calls.values())[pick % len(self.state.calls)]
-                status = ("ok", "error", "refused", "aborted")[pick % 4]
-                self._tell(e.ToolEnded(agent=call.thread, call=call.call, status=status, output=text, seconds=0.5))
-            case 10 if agent.turn is not None:
-                usage = None if pick % 3 == 0 else Usage(input=pick, output=1, total=pick + 1)
-                self._tell(e.AssistantMessage(agent=thread, text=text))
-                self._tell(e.ResponseCompleted(agent=thread, response=self._new("r"), usage=usage))
-            case 11:
-                if self.state.approvals and pick % 2:
-                    approval = next(iter(self.state.approvals.values()))
-                    self._tell(
-                        e.ApprovalDecided(
-                            agent=approval.thread, approval=approval.approval, decision="denied", by="operator"
-                        )
-                    )
-                else:
-                    self._tell(
-                        e.ApprovalRequested(
-                            agent=thread, approval=self._new("p"), call="c", command=text, argv=("rm", text), cwd="/"
-                        )
-                    )
-            case 12 if pick % 4 == 0 and agent.parent is not None:
-                self._tell(e.AgentClosed(agent=thread, by="operator"))
-            case 13:
-                wait = None if pick % 2 else Wait(reason="slot", detail=text, until=START)
-                self._tell(e.AgentWaits(agent=thread, wait=wait))
-            case 14:
-                self._job(thread, pick, text)
-            case 15:
-                self._tell(e.Notice(agent=thread, text=text, level="warning"))
-                self._tell(e.ModelRetry(agent=thread, attempt=1, delay=0.5, reason=text))
-                self._tell(e.Reasoning(agent=thread, summary=text, item={"encrypted_content": "x"}))
-            case _:
-                return
+            )
+            return
+        self._tell(
+            e.ApprovalRequested(
+                agent=agent.thread,
+                approval=self._new("p"),
+                call="c",
+                command=text,
+                argv=("rm", text),
+                cwd="/",
+            )
+        )
+
+    def _note(self, agent: AgentState, pick: int, text: str) -> None:
+        thread = agent.thread
+        wait = None if pick % 2 else Wait(reason="slot", detail=text, until=START)
+        usage = None if pick % 3 == 0 else Usage(input=pick, output=1, total=pick + 1)
+        notes: list[list[e.Event]] = [
+            [e.AgentWaits(agent=thread, wait=wait)],
+            [e.Notice(agent=thread, text=text, level="warning")],
+            [e.ModelRetry(agent=thread, attempt=1, delay=0.5, reason=text)],
+            [e.Reasoning(agent=thread, summary=text, item={"encrypted_content": "x"})],
+            [
+                e.AssistantMessage(agent=thread, text=text),
+                e.ResponseCompleted(agent=thread, response="r", usage=usage),
+            ],
+        ]
+        for event in notes[pick % len(notes)]:
+            self._tell(event)
 
     def _end_turn(self, thread: str, turn: str, pick: int, text: str) -> None:
         endings: list[e.Event] = [
@@ -195,19 +215,12 @@ class Plot:
         ]
         self._tell(endings[pick % 3])
 
-    def _deliver(self, pick: int, text: str) -> None:
-        mail, queued = list(self.state.mail.items())[pick % len(self.state.mail)]
-        if queued.kind == "INPUT":
-            self._tell(e.UserMessage(agent=queued.thread, text=text, mail=mail))
-        else:
-            self._tell(e.AgentMessage(agent=queued.thread, kind="MESSAGE", author="/root", text=text, mail=mail))
-
-    def _job(self, thread: str, pick: int, text: str) -> None:
+    def _job(self, agent: AgentState, pick: int, text: str) -> None:
         jobs = [job for job in self.state.jobs.values() if not job.ended]
         if not jobs or pick % 7 == 0:
             self._tell(
                 e.JobCreated(
-                    agent=thread,
+                    agent=agent.thread,
                     job=self._new("j"),
                     name=text,
                     instruction=text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -27,7 +28,8 @@ async def main(home, swarm):
     await store.create(swarm)
     agents = [f"{swarm}-t{n}" for n in range(8)]
     await store.append(swarm, [e.SwarmStarted(title="t", cwd="/", model="m", source="exec")] + [
-        e.AgentSpawned(agent=a, path="/root" if n == 0 else f"/root/a{n}", nickname=a, parent=None if n == 0 else agents[0])
+        e.AgentSpawned(agent=a, path=f"/root/a{n}" if n else "/root", nickname=a,
+                       parent=agents[0] if n else None)
         for n, a in enumerate(agents)])
     async def work(agent):
         for n in range(100_000):
@@ -44,17 +46,22 @@ asyncio.run(main(sys.argv[1], sys.argv[2]))
 """
 
 
-async def kill_once(home: Path, number: int, lines: int) -> None:
+def kill_once(home: Path, number: int, lines: int) -> None:
     swarm = f"swarm{number}"
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(home), swarm], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(home), swarm],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stdout, process.stderr:
         acknowledged = [int(process.stdout.readline()) for _ in range(lines)]
         process.kill()
-        acknowledged += [int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged += [
+            int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")
+        ]
         process.wait()
     assert query(home, "PRAGMA integrity_check") == [("ok",)]
     stored = [seq for (seq,) in query(home, "SELECT seq FROM events WHERE swarm = ? ORDER BY seq", swarm)]
@@ -63,6 +70,10 @@ async def kill_once(home: Path, number: int, lines: int) -> None:
     # Each append was three events: none of them is there in part.
     assert (len(stored) - 9) % 3 == 0
     assert not owner_alive(home, swarm)
+    asyncio.run(reopen(home, swarm, len(stored)))
+
+
+async def reopen(home: Path, swarm: str, count: int) -> None:
     async with opened(home) as store:
         state = await store.reopen(swarm)
         events: list[e.AnyEvent] = []
@@ -71,19 +82,19 @@ async def kill_once(home: Path, number: int, lines: int) -> None:
         async with store.reader.snapshot() as db:
             assert fold(events) == await load_state(db, swarm) == state
         [event] = await store.append(swarm, [e.Notice(agent=f"{swarm}-t0", text="back")])
-        assert event.seq == len(stored) + 1
+        assert event.seq == count + 1
 
 
-async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     for number in range(3):
-        await kill_once(tmp_path, number, random.Random(number).randint(1, 120))
+        kill_once(tmp_path, number, random.Random(number).randint(1, 120))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_kill_9_many_times(tmp_path: Path) -> None:
+def test_kill_9_many_times(tmp_path: Path) -> None:
     for number in range(60):
-        await kill_once(tmp_path, number, random.Random(number).randint(1, 1500))
+        kill_once(tmp_path, number, random.Random(number).randint(1, 1500))
 
 
 def test_a_disk_that_is_full_ends_the_store_with_that_sentence(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ async def test_folder_and_files_are_the_owners_alone(tmp_path: Path) -> None:
 
 
 async def test_files_protect_themselves_in_a_wider_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    (tmp_path / FILE_NAME).touch(mode=0o644)
+    os.chmod(tmp_path, 0o755)
+    os.close(os.open(tmp_path / FILE_NAME, os.O_CREAT, 0o644))
     async with opened(tmp_path) as store:
         await new_swarm(store)
         assert mode(tmp_path / FILE_NAME) == 0o600
@@ -56,10 +56,14 @@ async def test_opening_again_finds_everything_and_migrates_nothing(tmp_path: Pat
         assert query(tmp_path, "PRAGMA journal_mode") == [("wal",)]
 
 
-async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_migration_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(tmp_path):
         pass
-    monkeypatch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, ["CREATE TABLE extra (a)", "CREATE TABLE swarms (a)"]])
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", [*schema.MIGRATIONS, ["CREATE TABLE extra (a)", "CREATE TABLE swarms (a)"]]
+    )
     with pytest.raises(StoreError, match="cannot be brought up to date"):
         async with opened(tmp_path):
             pass
@@ -195,7 +199,10 @@ def test_a_killed_owner_frees_its_swarm(tmp_path: Path) -> None:
         "lock = SwarmLock.acquire(Path(sys.argv[1]), 's'); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -39,7 +39,9 @@ async def check(home: Path, events: list[e.Event], sizes: list[int]) -> None:
         assert await store.reopen("s") == copy
         ends: list[e.Event] = []
         for call in copy.calls.values():
-            ends.append(e.ToolResult(agent=call.thread, call=call.call, index=call.events, source="x", text="last"))
+            ends.append(
+                e.ToolResult(agent=call.thread, call=call.call, index=call.events, source="x", text="last")
+            )
             ends.append(e.ToolEnded(agent=call.thread, call=call.call, status="aborted"))
         await store.append("s", ends)
         async with store.reader.snapshot() as db:
@@ -96,7 +98,8 @@ async def test_mail_is_queued_delivered_and_consumed(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.create("s")
         queued = [
-            e.MailQueued(agent="t", mail=mail, author="/root", kind="MESSAGE", text=mail) for mail in ("a", "b")
+            e.MailQueued(agent="t", mail=mail, author="/root", kind="MESSAGE", text=mail)
+            for mail in ("a", "b")
         ]
         await store.append("s", [e.AgentSpawned(agent="t", path="/root", nickname="n"), *queued])
         assert query(tmp_path, columns) == [("a", "MESSAGE", None, None), ("b", "MESSAGE", None, None)]
@@ -113,6 +116,8 @@ async def test_an_approval_keeps_who_decided(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.create("s")
         await store.append("s", [e.AgentSpawned(agent="t", path="/root", nickname="n"), ask])
-        await store.append("s", [e.ApprovalDecided(agent="t", approval="p", decision="denied", by="operator")])
+        await store.append(
+            "s", [e.ApprovalDecided(agent="t", approval="p", decision="denied", by="operator")]
+        )
         rows = query(tmp_path, "SELECT argv, decision, decided_by FROM approvals")
         assert rows == [('["rm","x"]', "denied", "operator")]

@@ -55,7 +55,9 @@ async def test_a_job_from_start_to_end(tmp_path: Path) -> None:
         assert (first.item, first.attempt, first.worker, first.values) == ("row-0", 1, "w0", ["file0.py", ""])
         assert second.row_index == 1
         # Written with the claim, before any worker runs.
-        assert query(tmp_path, "SELECT item, worker FROM agent_job_items WHERE worker IS NOT NULL ORDER BY item") == [
+        assert query(
+            tmp_path, "SELECT item, worker FROM agent_job_items WHERE worker IS NOT NULL ORDER BY item"
+        ) == [
             ("row-0", "w0"),
             ("row-1", "w1"),
         ]
@@ -146,7 +148,9 @@ async def test_a_bad_job_leaves_nothing(tmp_path: Path) -> None:
             await store.jobs.headers(JOB)
 
 
-async def test_long_jobs_are_written_and_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_jobs_are_written_and_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs_module, "CHUNK", 7)
     async with opened(tmp_path) as store:
         await make(store, 40)
@@ -279,7 +283,8 @@ class Jobs(RuleBasedStateMachine):
             return
         stored = self.do(self._stored())
         assert [(row.status, row.attempt, row.result or "") for row in stored] == [
-            (row.status, row.attempt, row.result if row.status == "completed" else "") for row in self.rows.values()
+            (row.status, row.attempt, row.result if row.status == "completed" else "")
+            for row in self.rows.values()
         ]
         job = self.store.state(self.swarm).jobs[JOB]
         assert job.status == self.status
@@ -295,7 +300,9 @@ class Jobs(RuleBasedStateMachine):
         assert sum(counts.values()) == len(self.workers)
         assert counts.get("completed", 0) == self.accepted
         assert counts.get("running", 0) == job.running
-        assert query(home, "SELECT count(*) FROM events WHERE type = 'job_report_refused'") == [(self.refused,)]
+        assert query(home, "SELECT count(*) FROM events WHERE type = 'job_report_refused'") == [
+            (self.refused,)
+        ]
 
     async def _stored(self) -> list:  # type: ignore[type-arg]
         return [row async for row in self.store.jobs.rows(JOB)]

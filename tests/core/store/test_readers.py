@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,17 +26,67 @@ from tests.core.domain.strategies import fold, plausible
 from tests.core.store.tools import new_swarm, opened, query
 
 JOB = "0b7c4d1e-1111-4111-8111-111111111111"
-SESSION_KEYS = "thread title started_at last_at status agents jobs tokens cost model cwd".split()
-TREE_KEYS = (
-    "thread parent path nickname role status status_message waiting depth model tokens started_at last_at file"
-).split()
-SHOW_KEYS = (
-    "thread root parent path nickname role status status_message model tokens rows calls damage"
-).split()
-JOB_KEYS = (
-    "job_id name status total_items completed_items failed_items running_items pending_items skipped_items "
-    "rate_per_minute eta_seconds input_path output_csv_path created_at last_error"
-).split()
+SESSION_KEYS = [
+    "thread",
+    "title",
+    "started_at",
+    "last_at",
+    "status",
+    "agents",
+    "jobs",
+    "tokens",
+    "cost",
+    "model",
+    "cwd",
+]
+TREE_KEYS = [
+    "thread",
+    "parent",
+    "path",
+    "nickname",
+    "role",
+    "status",
+    "status_message",
+    "waiting",
+    "depth",
+    "model",
+    "tokens",
+    "started_at",
+    "last_at",
+    "file",
+]
+SHOW_KEYS = [
+    "thread",
+    "root",
+    "parent",
+    "path",
+    "nickname",
+    "role",
+    "status",
+    "status_message",
+    "model",
+    "tokens",
+    "rows",
+    "calls",
+    "damage",
+]
+JOB_KEYS = [
+    "job_id",
+    "name",
+    "status",
+    "total_items",
+    "completed_items",
+    "failed_items",
+    "running_items",
+    "pending_items",
+    "skipped_items",
+    "rate_per_minute",
+    "eta_seconds",
+    "input_path",
+    "output_csv_path",
+    "created_at",
+    "last_error",
+]
 
 
 async def scene(store: Store) -> tuple[str, str, str]:
@@ -71,11 +123,11 @@ async def test_a_home_without_a_store_is_empty(tmp_path: Path) -> None:
             for ask in (reader.tree, reader.show, reader.job, reader.job_rows):
                 with pytest.raises(NotFound, match="'0190' in the store"):
                     await ask("0190")
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == []
 
 
 async def test_an_empty_file_is_an_empty_store(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).touch()
+    sqlite3.connect(tmp_path / FILE_NAME).execute("VACUUM").connection.close()
     async with await Reader.open(tmp_path) as reader:
         assert await reader.sessions() == {"sessions": []}
 
@@ -85,7 +137,12 @@ async def test_shapes_while_the_owner_lives(tmp_path: Path) -> None:
         swarm, root, child = await scene(store)
         [session] = (await reader.sessions())["sessions"]
         assert list(session) == SESSION_KEYS
-        assert (session["thread"], session["status"], session["agents"], session["tokens"]) == (root, "running", 2, 10)
+        assert (session["thread"], session["status"], session["agents"], session["tokens"]) == (
+            root,
+            "running",
+            2,
+            10,
+        )
         tree = await reader.tree(swarm)
         assert tree["root"] == root
         assert [list(agent) for agent in tree["agents"]] == [TREE_KEYS, TREE_KEYS]
@@ -190,7 +247,14 @@ async def test_a_jobs_own_root_has_the_status_of_its_job(tmp_path: Path) -> None
     async with opened(tmp_path) as store:
         swarm, [root] = await new_swarm(store)
         event = e.JobCreated(
-            agent=root, job=JOB, name="n", instruction="", input_path="", output_path=None, total=0, concurrency=1
+            agent=root,
+            job=JOB,
+            name="n",
+            instruction="",
+            input_path="",
+            output_path=None,
+            total=0,
+            concurrency=1,
         )
         await store.jobs.create(swarm, event, ["n"], [], None, False)
         await store.jobs.start(swarm, JOB, 1)
@@ -210,11 +274,15 @@ async def test_references(tmp_path: Path) -> None:
                 e.AgentSpawned(agent=thread, path="/root", nickname="n"),
                 e.AgentSpawned(agent=f"bbbb000{number}-x-y", path="/root/a", nickname="m", parent=thread),
             ]
-            await store.append(swarm, [e.SwarmStarted(title=swarm, cwd="", model="", source="exec"), *spawned])
+            await store.append(
+                swarm, [e.SwarmStarted(title=swarm, cwd="", model="", source="exec"), *spawned]
+            )
         assert (await reader.tree("AAAA0000-1"))["root"] == "bbbb0000-x"
         assert (await reader.show("bbbb0001-x"))["thread"] == "bbbb0001-x"
         assert (await reader.show(" bbbb0001-x-"))["thread"] == "bbbb0001-x-y"
-        with pytest.raises(NotFound, match="more than one session or agent: bbbb0000-x, bbbb0000-x-y, bbbb0001-x"):
+        with pytest.raises(
+            NotFound, match="more than one session or agent: bbbb0000-x, bbbb0000-x-y, bbbb0001-x"
+        ):
             await reader.show("bbbb")
         with pytest.raises(NotFound, match="there is no session or agent 'cccc'"):
             await reader.tree("cccc")
@@ -249,7 +317,7 @@ async def test_an_event_that_cannot_be_read_leaves_a_notice_and_is_counted(tmp_p
         await store.append(swarm, [e.AssistantMessage(agent=root, text="fine")])
         await store.append(swarm, [e.AssistantMessage(agent=root, text="spoilt")])
     with sqlite3.connect(tmp_path / FILE_NAME) as other:
-        other.execute("UPDATE events SET body = '{\"type\": \"from_the_future\"}' WHERE seq = 5")
+        other.execute('UPDATE events SET body = \'{"type": "from_the_future"}\' WHERE seq = 5')
     other.close()
     async with Reader.open(tmp_path) as reader:
         shown = await reader.show(root)
@@ -296,24 +364,41 @@ async def test_reading_goes_on_while_a_writer_is_at_work(tmp_path: Path) -> None
         assert await writing > 0
 
 
-def test_a_store_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+def test_a_store_in_a_folder_that_cannot_be_written_is_read() -> None:
     """The engine is gone and has left no WAL; the reader may not make one."""
-    asyncio.run(_make(tmp_path))
-    assert [path.name for path in tmp_path.glob(f"{FILE_NAME}*")] == [FILE_NAME]
-    script = (
-        "import asyncio, sys; from pathlib import Path; from core.store.readers import Reader\n"
-        "async def main():\n"
-        "    async with Reader.open(Path(sys.argv[1])) as reader:\n"
-        "        print(len((await reader.sessions())['sessions']))\n"
-        "asyncio.run(main())"
-    )
-    tmp_path.chmod(0o500)
+    # Not below pytest's own folder, which another user may not even enter.
+    home = Path(tempfile.mkdtemp())
+    asyncio.run(_make(home))
+    assert [path.name for path in home.glob(f"{FILE_NAME}*")] == [FILE_NAME]
+    script = """
+import asyncio, concurrent.futures.thread, os, sys
+from pathlib import Path
+from core.store.readers import Reader
+
+async def main(folder):
+    async with Reader.open(folder) as reader:
+        print(len((await reader.sessions())["sessions"]))
+
+folder = Path(sys.argv[1])
+if os.geteuid() == 0:
+    # Modes do not hold root back.
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    os.setuid(65534)
+os.chmod(folder, 0o500)
+asyncio.run(main(folder))
+"""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=20, check=False
+            [sys.executable, "-c", script, str(home)],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     finally:
-        tmp_path.chmod(0o700)
+        home.chmod(0o700)
+        shutil.rmtree(home)
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
@@ -350,17 +435,14 @@ def test_pages_put_together_are_the_whole_transcript(events: list[e.Event], limi
 async def test_transcripts_and_pages_use_their_indexes(tmp_path: Path) -> None:
     async with opened(tmp_path):
         pass
+    shown = "agent = 'a' AND shown = 1 AND swarm = 's' AND seq < 9"
     plans = {
-        "SELECT body FROM events WHERE agent = 'a' AND shown = 1 AND swarm = 's' AND seq < 9 ORDER BY seq DESC LIMIT 5": (
-            "events_transcript"
-        ),
+        f"SELECT body FROM events WHERE {shown} ORDER BY seq DESC LIMIT 5": "events_transcript",
         "SELECT body FROM events WHERE swarm = 's' AND seq > 1 ORDER BY seq LIMIT 5": "events_swarm",
-        "SELECT item FROM agent_job_items WHERE job = 'j' AND status = 'pending' ORDER BY attempt, row_index LIMIT 1": (
-            "agent_job_items_queue"
-        ),
-        "SELECT item FROM agent_job_items WHERE job = 'j' AND row_index > 1 ORDER BY row_index LIMIT 1": (
-            "agent_job_items_row"
-        ),
+        "SELECT item FROM agent_job_items WHERE job = 'j' AND status = 'pending'"
+        " ORDER BY attempt, row_index LIMIT 1": "agent_job_items_queue",
+        "SELECT item FROM agent_job_items WHERE job = 'j' AND row_index > 1"
+        " ORDER BY row_index LIMIT 1": "agent_job_items_row",
     }
     for sql, index in plans.items():
         [*_, (_, _, _, detail)] = query(tmp_path, f"EXPLAIN QUERY PLAN {sql}")

@@ -40,7 +40,9 @@ async def new_swarm(store: Store, *, agents: int = 1) -> tuple[str, list[str]]:
         path = "/root" if number == 0 else f"/root/a{number}"
         parent = None if number == 0 else threads[0]
         events.append(
-            e.AgentSpawned(agent=thread, path=path, nickname=f"n{number}", parent=parent, depth=int(number > 0))
+            e.AgentSpawned(
+                agent=thread, path=path, nickname=f"n{number}", parent=parent, depth=int(number > 0)
+            )
         )
         events.append(e.AgentReady(agent=thread))
     await store.append(swarm, events)
