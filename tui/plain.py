@@ -168,12 +168,16 @@ class PlainLines:
         where = f"(in {event.cwd})" if event.cwd else ""
         # The command is never shortened: what may be approved must be seen whole.
         command = clean_line(event.command)
+        # Where nobody attends, the refusal is recorded with the question: one line says both.
+        word = "refused" if self.view.state.unattended == "refuse" else "needs-you"
         return [
-            f"{self._name(event.agent)} needs-you {command} {_detail(where)} {_detail(event.reason)}".rstrip()
+            f"{self._name(event.agent)} {word} {command} {_detail(where)} {_detail(event.reason)}".rstrip()
         ]
 
     def _decided(self, event: e.ApprovalDecided) -> list[str]:
         command = self._asks.pop(event.approval, "")
+        if event.by == "unattended":
+            return []
         return self._say(event, event.decision, f"by {event.by}:" if event.by else "", command)
 
     # --- jobs --------------------------------------------------------------------------------------------
