@@ -73,6 +73,7 @@ class Transcript:
         self._calls: dict[str, int] = {}
         self._orphans: list[e.Event] = []
         """Results of calls that are on an older page, not loaded yet."""
+        self._loaded = False
         self._first_seq: int | None = None
         self._changed: int | None = None
 
@@ -95,7 +96,10 @@ class Transcript:
         self.rows[:0] = older.rows
         self._calls = {row.call.call: i for i, row in enumerate(self.rows) if row.call is not None}
         self.more = page.more
-        self.seq = max(self.seq, page.seq)
+        if not self._loaded:
+            # An older page may be read at a later moment than the events here: it brings none between.
+            self.seq = max(self.seq, page.seq)
+            self._loaded = True
         if page.events:
             self._first_seq = page.events[0].seq
         self._touch(0)
