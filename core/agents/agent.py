@@ -73,6 +73,10 @@ class Agent:
         self._born = swarm.clock.monotonic()
         self._open_calls: dict[str, int] = {}
         self._wake = asyncio.Event()
+        self.children: dict[str, Agent] = {}
+        """Open agents right below, by thread id."""
+        self._fresh = spec.kind != "root"
+        """Born with a task and without a turn yet: its first turn will come."""
         self._closing: str | None = None
         self._turn: asyncio.Task[TurnEnd] | None = None
         self._turn_id = ""
@@ -88,6 +92,11 @@ class Agent:
     def busy(self) -> bool:
         """In a turn, or in line for one."""
         return self._turn is not None
+
+    @property
+    def closing(self) -> bool:
+        """Closed, or about to be: it takes nothing more, and nothing is spawned below it."""
+        return self._closing is not None
 
     def will_run(self) -> bool:
         """Whether queued mail will start a turn."""
@@ -141,26 +150,36 @@ class Agent:
         return delivered
 
     async def interrupt(self, interruption: Interruption) -> bool:
-        """Stop the turn that runs or waits for its slot; returns when that is recorded.
+        """Stop the turn that runs, waits for its slot or is about to start; returns when that is recorded.
 
         False: there was none, or it ended by itself first.
         """
-        if self._turn is None:
+        if self._turn is None and not self._next_is_due():
             return False
-        if self._interruption is None:
-            self._interruption = interruption
-            self._turn.cancel()
+        self._stop(interruption)
         await self._idle.wait()
         state = self.swarm.state.agents.get(self.thread)
         return state is not None and state.status == "interrupted"
 
-    async def close(self, by: str) -> None:
-        """Stop the turn, record the close, end the task."""
+    def _stop(self, interruption: Interruption) -> None:
+        if self._interruption is None:
+            self._interruption = interruption
+            self._idle.clear()
+            if self._turn is not None:
+                self._turn.cancel()
+
+    def begin_close(self, by: str) -> None:
+        """Let the agent end by itself: its turn stops, those below end, its close is recorded (`done`)."""
         if self._closing is None:
             self._closing = by
             self._wake.set()
-        await self.interrupt(Interruption(by, "closed", wake_parent=False))
-        await self.done.wait()
+            if self._turn is not None:
+                self._stop(Interruption(by, "closed", wake_parent=False))
+
+    def abandon(self) -> None:
+        """It will never run: its birth could not be recorded, or came too late."""
+        self._idle.set()
+        self.done.set()
 
     # --- the task ----------------------------------------------------------------------------------------
 
@@ -169,16 +188,26 @@ class Agent:
             seconds = round(self.swarm.clock.monotonic() - self._born, 3)
             await self.swarm.append([e.AgentReady(agent=self.thread, seconds=seconds)])
             while self._closing is None:
-                if self._trigger() is None:
+                if not self._next_is_due():
                     self.slot.release()
                     self._wake.clear()
                     await self._wake.wait()
                     continue
                 await self._one_turn()
+            self.slot.release()
+            for child in list(self.children.values()):
+                await child.done.wait()
             await self.swarm.append([e.AgentClosed(agent=self.thread, by=self._closing)])
         finally:
             self.slot.release()
+            self._idle.set()
             self.done.set()
+
+    def _next_is_due(self) -> bool:
+        """Whether, after the present turn if there is one, another starts without anything new."""
+        if self._closing is not None or self.swarm.ending:
+            return False
+        return self._fresh or self._trigger() is not None
 
     def _trigger(self) -> e.MailQueued | None:
         """The mail that starts the next turn. After an interrupt only newer mail counts (decision 20)."""
@@ -190,10 +219,12 @@ class Agent:
         trigger = self._trigger()
         cause = "input" if trigger is not None and trigger.kind == "INPUT" else "mail"
         self._turn_id = uuid7()
-        self._interruption = None
+        self._fresh = False
         self._idle.clear()
         started = self.swarm.clock.monotonic()
         self._turn = task = asyncio.create_task(self._turn_body(cause), name=f"turn {self.path}")
+        if self._interruption is not None:
+            task.cancel()
         try:
             await asyncio.wait({task})
             seconds = round(self.swarm.clock.monotonic() - started, 3)
@@ -202,10 +233,14 @@ class Agent:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-            if self._trigger() is None or self._closing is not None:
+            due = self._next_is_due()
+            if not (due and self.slot.held):
                 self.slot.release()
             self._turn = None
-            self._idle.set()
+            if task.cancelled() or not due or self._interruption is None:
+                self._interruption = None
+                self._idle.set()
+            # Else it came when the turn was over: it is for the next one, which is about to start.
 
     async def _turn_body(self, cause: str) -> TurnEnd:
         await self.ensure_slot()

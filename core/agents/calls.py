@@ -60,8 +60,8 @@ class CallContext:
         self, reason: Literal["agents", "job", "approval"], detail: str = ""
     ) -> AsyncIterator[None]:
         wait = Wait(reason=reason, detail=shorten(clean_line(detail), 200))
-        await self._calls.block(self.call, wait)
         try:
+            await self._calls.block(self.call, wait)
             yield
         finally:
             self._calls.unblock(self.call)
@@ -84,11 +84,15 @@ class CallRunner:
         self._agent = agent
         self._active: set[str] = set()
         self._blocked: dict[str, Wait] = {}
+        self._told: Wait | None = None
+        """What was recorded last of what the agent waits for."""
 
     async def run(self, calls: Sequence[e.ToolCalled]) -> bool:
         """Run them all; returns whether one of them ends the turn. Each ends with a recorded output."""
         ended = False
         for batch in self._batches(calls):
+            # All of them count as running before the first can block.
+            self._active = {call.call for call in batch}
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._one(call)) for call in batch]
             ended = any(task.result() for task in tasks) or ended
@@ -112,13 +116,16 @@ class CallRunner:
         clock = self._agent.swarm.clock
         started = clock.monotonic()
         context = CallContext(self._agent, self, call.call)
-        self._active.add(call.call)
         try:
             output = await self._execute(call, context)
         finally:
             self._active.discard(call.call)
             self._lend_if_blocked()
         ended: list[e.Event] = []
+        if self._told != (wait := self._wait()):
+            # A call that timed out while it was blocked could not say that it goes on.
+            self._told = wait
+            ended.append(e.AgentWaits(agent=self._agent.thread, wait=wait))
         text: str | None = head_and_tail(output.text, MAX_OUTPUT_CHARS)
         if not output.recorded:
             status = "" if output.status == "ok" else output.status
@@ -163,11 +170,14 @@ class CallRunner:
 
     async def tell_wait(self) -> None:
         """Record what the agent waits for now: the newest block, or nothing."""
-        wait = next(reversed(self._blocked.values()), None)
+        self._told = wait = self._wait()
         await self._agent.swarm.append([e.AgentWaits(agent=self._agent.thread, wait=wait)])
 
+    def _wait(self) -> Wait | None:
+        return next(reversed(self._blocked.values()), None)
+
     def _lend_if_blocked(self) -> None:
-        if self._active and len(self._blocked) == len(self._active):
+        if self._active and self._active <= self._blocked.keys():
             self._agent.slot.lend()
 
 

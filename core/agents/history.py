@@ -41,7 +41,7 @@ class History:
                 self._add_user(event.text)
                 return
             case e.AgentMessage():
-                self.items.append(user_item(mail_text(event, self.path)))
+                self._append_user(mail_text(event, self.path))
             case e.AssistantMessage():
                 content = [{"type": "output_text", "text": event.text, "annotations": []}]
                 self.items.append({"type": "message", "role": "assistant", "content": content})
@@ -65,7 +65,7 @@ class History:
                 output = last if event.output is None else event.output
                 self.items.append({"type": "function_call_output", "call_id": event.call, "output": output})
             case e.Notice() if not event.hidden:
-                self.items.append(user_item(event.text))
+                self._append_user(event.text)
             case _:
                 return
         self._user_text = None
@@ -76,6 +76,12 @@ class History:
             text = f"{self._user_text}\n\n{text}"
             self.items.pop()
         self._user_text = text
+        self._append_user(text)
+
+    def _append_user(self, text: str) -> None:
+        """Reasoning that led to nothing (its answer was cut) goes: servers refuse it without what follows."""
+        while self.items and self.items[-1].get("type") == "reasoning":
+            self.items.pop()
         self.items.append(user_item(text))
 
     def fork(self, turns: int | None) -> list[Item]:

@@ -41,7 +41,7 @@ class SlotPool:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self.give_back()
-            else:
+            elif future in queue:  # not if it was passed over since it was cancelled
                 queue.remove(future)
             raise
 

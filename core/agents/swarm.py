@@ -104,6 +104,11 @@ class Swarm:
             task.cancel()
 
     @property
+    def ending(self) -> bool:
+        """No turn is started any more."""
+        return self._ending.is_set()
+
+    @property
     def state(self) -> SwarmState:
         return self.store.state(self.id)
 
@@ -120,6 +125,8 @@ class Swarm:
                 continue
             if (agent := self.agents.get(event.agent)) is not None:
                 agent.on_event(event)
+                if isinstance(event, e.AgentClosed):
+                    self._gone(agent)
             typed = isinstance(event, e.MailQueued) and event.kind == "INPUT"
             if typed or isinstance(event, _OUTCOMES):
                 for watcher in self._watchers.get(event.agent, ()):
@@ -206,6 +213,8 @@ class Swarm:
         if parent is not None and self.slots.capacity < 1:
             held = "the root itself takes the only slot; do it yourself"
             raise LimitError("max_threads", self.config.limits.max_threads, held)
+        if parent is not None and parent.closing:
+            raise Refused(f"{parent.path} is being closed; nothing is started below it")
         settings = settings or Role()
         path, nickname = self.registry.reserve(parent.path if parent else None, name)
         try:
@@ -243,30 +252,32 @@ class Swarm:
             if first is not None:
                 author = parent.path if parent else "operator"
                 events.append(self._mail(spec.thread, author, "NEW_TASK", first, trigger=True))
-            # From here on its events reach it; the task that runs it starts once it is on disk.
-            self.agents[spec.thread] = agent
-            self.registry.commit(path, spec.thread)
-            await self._register(agent, events)
         except BaseException:
-            if not self._running(path):
-                self._forget(path)
+            self.registry.release(path)
             raise
+        await self._register(agent, parent, events)
         return agent
 
-    async def _register(self, agent: Agent, events: Sequence[e.Event]) -> None:
+    async def _register(self, agent: Agent, parent: Agent | None, events: Sequence[e.Event]) -> None:
         """Record the agent, then start it. A caller that is cancelled meanwhile leaves no half of it."""
+        # From here on its events reach it; the task that runs it starts once it is on disk.
+        self.agents[agent.thread] = agent
+        self.registry.commit(agent.path, agent.thread)
+        if parent is not None:
+            parent.children[agent.thread] = agent
         write = asyncio.ensure_future(self.append(events))
-        try:
-            await asyncio.shield(write)
-        except asyncio.CancelledError:
-            await asyncio.wait({write})
-            if write.exception() is None:
-                self._start(agent)
-            raise
-        self._start(agent)
 
-    def _running(self, path: str) -> bool:
-        return any(task.get_name() == f"agent {path}" for task in self._tasks)
+        def recorded(done: asyncio.Future[Sequence[e.AnyEvent]]) -> None:
+            if done.cancelled() or done.exception() is not None or self.ending:
+                self._gone(agent)
+                agent.abandon()
+            else:
+                self._start(agent)
+
+        write.add_done_callback(recorded)
+        await asyncio.shield(write)
+        if self.ending and agent.done.is_set():
+            raise SwarmEnding("the swarm is ending; nothing new is started")
 
     def _make(self, spec: AgentSpec, settings: Role, extra_tools: Sequence[Tool]) -> Agent:
         tools = [*self._tools(spec), *extra_tools]
@@ -280,10 +291,13 @@ class Swarm:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _forget(self, path: str) -> None:
-        self.registry.release(path)
-        for thread in [t for t, agent in self.agents.items() if agent.path == path]:
-            del self.agents[thread]
+    def _gone(self, agent: Agent) -> None:
+        """An agent is closed, or never came to be: its path and its place are free."""
+        if self.agents.pop(agent.thread, None) is None:
+            return
+        self.registry.release(agent.path)
+        if (parent := self.agents.get(agent.spec.parent or "")) is not None:
+            parent.children.pop(agent.thread, None)
 
     # --- finding -----------------------------------------------------------------------------------------
 
@@ -302,23 +316,28 @@ class Swarm:
 
     def below(self, agent: Agent) -> list[Agent]:
         """Live descendants, parents before children."""
-        found, level = [], [agent.thread]
+        found, level = [], [agent]
         while level:
-            children = [a for a in self.agents.values() if a.spec.parent in level]
-            found += children
-            level = [a.thread for a in children]
+            level = [child for above in level for child in above.children.values()]
+            found += level
         return found
 
     # --- talking -----------------------------------------------------------------------------------------
 
     async def send_input(self, thread: str, text: str, by: str) -> None:
         """The operator's words: they start a turn of an idle agent and join a running one."""
-        agent = self.live(thread)
+        agent = self._taking_mail(self.live(thread))
         await self.append([self._mail(agent.thread, by, "INPUT", text, trigger=True)])
 
     async def send_message(self, sender: Agent, target: Agent, text: str, *, trigger: bool) -> None:
         kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"
+        self._taking_mail(target)
         await self.append([self._mail(target.thread, sender.path, kind, text, trigger=trigger)])
+
+    def _taking_mail(self, agent: Agent) -> Agent:
+        if agent.closing:
+            raise Refused(f"{agent.path} is being closed; it reads nothing more")
+        return agent
 
     def _mail(
         self,
@@ -336,9 +355,11 @@ class Swarm:
     def settled(self, thread: str) -> bool:
         """Whether an agent has an outcome and nothing queued that will change it."""
         state = self.state.agents.get(thread)
-        if state is None or state.status == "shutdown":
-            return True
         agent = self.agents.get(thread)
+        if state is None:
+            return agent is None  # else its birth is being recorded
+        if state.status == "shutdown":
+            return True
         if agent is not None and agent.will_run():
             return False
         return state.status in SETTLED
@@ -374,15 +395,18 @@ class Swarm:
         return [a.thread for a, hit in zip(targets, results, strict=True) if hit]
 
     async def close(self, thread: str, *, by: str) -> list[str]:
-        """End an agent and everything below it, deepest first; frees paths and totals."""
+        """End an agent and everything below it, deepest first; frees paths and totals.
+
+        All are told before anything is awaited: nothing is spawned among them meanwhile, and they end also
+        when whoever asked for it is stopped.
+        """
         agent = self.live(thread)
-        closed = []
-        for target in [*reversed(self.below(agent)), agent]:
-            await target.close(by)
-            self.registry.release(target.path)
-            self.agents.pop(target.thread, None)
-            closed.append(target.thread)
-        return closed
+        targets = [*reversed(self.below(agent)), agent]
+        for target in targets:
+            target.begin_close(by)
+        for target in targets:
+            await target.done.wait()
+        return [target.thread for target in targets]
 
     # --- jobs --------------------------------------------------------------------------------------------
 
@@ -402,6 +426,10 @@ class Swarm:
     ) -> AgentState:
         """One job worker from birth to close; returns its state after its turn. Cancelling closes it."""
         parent = self.live(owner)
+        if parent.closing:
+            # Its job must see it closed before the next row is tried.
+            await parent.done.wait()
+            parent = self.live(owner)
         settings = self.role(role)
         over = asyncio.Event()
         try:

@@ -122,6 +122,8 @@ class SendMessage(SwarmTool):
             target = self.swarm.find(sender.path, args.target)
         except RULES as error:
             raise ToolError(str(error)) from error
+        if target.closing:
+            raise ToolError(f"{target.path} is being closed; it reads nothing more")
         if self.trigger and target is self.swarm.root:
             raise ToolError("the root takes no tasks from its sub-agents; use send_message")
         if target is sender:
@@ -253,13 +255,16 @@ class ListAgents(SwarmTool):
             except PathError as error:
                 raise ToolError(str(error)) from error
         rows = sorted(
-            (a for a in self.swarm.state.agents.values() if prefix is None or is_within(a.path, prefix)),
+            (
+                a
+                for a in self.swarm.state.agents.values()
+                if a.status != "shutdown" and a.job is None and (prefix is None or is_within(a.path, prefix))
+            ),
             key=lambda a: (a.path != "/root", a.path, a.order),
         )
         listed = [
             {"agent_name": a.path, "nickname": a.nickname, "agent_status": status_json(a), "task": a.task}
             for a in rows
-            if a.status != "shutdown" and a.job is None
         ]
         return ToolOutput(text=_json({"agents": listed}))
 

@@ -13,6 +13,7 @@ from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.status import Wait
 from core.models.types import Completed, ModelRequest, Retrying, TextDelta
+from core.safety.text import clean_line
 
 if TYPE_CHECKING:
     from core.agents.agent import Agent
@@ -147,7 +148,8 @@ class Turn:
 
     def _call(self, item: dict[str, Any], beside: set[str]) -> e.ToolCalled:
         name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
-        base = call = str(item.get("call_id") or item.get("id") or "call")
+        # Clean from the start: readers that clean what they show must find a call again by its id.
+        base = call = clean_line(str(item.get("call_id") or item.get("id") or "")) or "call"
         number = 1
         while call in self._agent.history.call_ids or call in beside:
             number += 1

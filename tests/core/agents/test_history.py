@@ -67,3 +67,20 @@ def test_a_fork_takes_messages_and_final_answers_only() -> None:
     assert texts(None) == ["one", "answer one", "two", "answer two"]
     assert texts(1) == ["two", "answer two"]
     assert texts(9) == ["one", "answer one", "two", "answer two"]
+
+
+def test_reasoning_that_led_to_nothing_is_not_sent_again() -> None:
+    """A response that was cut after its reasoning: servers refuse reasoning without the item it led to."""
+    history = History("/root")
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
+    history.add(e.UserMessage(text="one"))
+    history.add(e.Reasoning(item=thought))
+    history.add(e.AssistantMessage(text="answer"))
+    history.add(e.Reasoning(item={**thought, "id": "rs_2"}))
+    history.add(e.UserMessage(text="two"))
+    assert [item.get("id", item["type"]) for item in history.items] == [
+        "message",
+        "rs_1",
+        "message",
+        "message",
+    ]

@@ -90,6 +90,21 @@ async def test_a_slot_that_arrives_while_its_waiter_is_cancelled_goes_to_the_nex
     assert pool.used == 1
 
 
+async def test_a_cancelled_waiter_that_the_line_has_passed_over_is_just_cancelled() -> None:
+    pool = SlotPool(1)
+    holder, gone, last = Slot(pool), Slot(pool), Slot(pool)
+    await holder.acquire()
+    first = asyncio.create_task(gone.acquire())
+    second = asyncio.create_task(last.acquire())
+    await settle()
+    first.cancel()
+    holder.release()  # before the cancelled task could leave the line
+    await asyncio.wait({first, second})
+    assert first.cancelled()
+    assert second.exception() is None
+    assert (pool.used, pool.waiting, last.held, gone.held) == (1, 0, True, False)
+
+
 async def test_the_root_needs_no_slot() -> None:
     root = Slot(None)
     assert root.take()

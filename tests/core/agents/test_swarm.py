@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from core.store.readers import Reader
 
 from core.config import Settings
 from core.domain import events as e
 from core.domain.commands import Close, Decide, Interrupt, SendInput
 from core.domain.state import SwarmState
+from core.store.readers import Reader
 from tests.core.agents.scenarios import call, scenario, step
 from tests.core.harness import Watched, engine, settings_for, swarm
 
