@@ -12,7 +12,6 @@ from core.domain import events as e
 from core.domain.apply import apply
 from core.domain.state import AgentState, JobState, SwarmState, call_key
 from core.domain.summary import LastTexts, note_result, summary_of
-from core.store.connection import Db
 from core.store.rows import Table, cell, timestamp
 
 SWARMS = Table("swarms", SwarmState, ["swarm"], leave_out=["agents", "approvals", "calls", "mail", "jobs"])
@@ -214,21 +213,18 @@ class Projection:
             )
         )
 
-    async def write(self, db: Db) -> None:
-        """All rows, one statement per table."""
+    def statements(self) -> list[tuple[str, list[tuple[Any, ...]]]]:
+        """All rows, one statement per table, in the order to run them; nothing to write: empty."""
         self._rows[_CALLS] = [row.row(swarm) for (swarm, _), row in self._calls.items()]
         states = self._states
-        await _many(db, SWARMS.upsert, [SWARMS.row(state, swarm) for swarm, state in states.items()])
-        for sql in _ORDER:
-            await _many(db, sql, self._rows[sql])
         agents = [AGENTS.row(states[swarm].agents[thread], swarm) for swarm, thread in self._agents]
-        await _many(db, AGENTS.upsert, agents)
-        await _many(db, JOBS.upsert, [JOBS.row(states[swarm].jobs[job], swarm) for swarm, job in self._jobs])
+        tables = [
+            (SWARMS.upsert, [SWARMS.row(state, swarm) for swarm, state in states.items()]),
+            *self._rows.items(),
+            (AGENTS.upsert, agents),
+            (JOBS.upsert, [JOBS.row(states[swarm].jobs[job], swarm) for swarm, job in self._jobs]),
+        ]
+        return [(sql, rows) for sql, rows in tables if rows]
 
 
 _WITH_MAIL = (e.MailQueued, e.UserMessage, e.AgentMessage)
-
-
-async def _many(db: Db, sql: str, rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        await db.executemany(sql, rows)

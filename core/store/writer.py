@@ -151,7 +151,9 @@ class Writer:
         projection = Projection()
         ahead: dict[str, SwarmState] = {}
         committed: dict[str, list[e.AnyEvent]] = {}
-        await self._begin()
+        begun = any(request.op is not None for request in batch)
+        if begun:
+            await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
         for request in batch:
             try:
                 stamped = await self._perform(request, ahead)
@@ -161,8 +163,11 @@ class Writer:
             for event, body in stamped:
                 projection.add(self.swarms[request.swarm], ahead[request.swarm], event, body)
                 committed.setdefault(request.swarm, []).append(event)
-        await projection.write(self._db)
-        await self._db.execute("COMMIT")
+        statements = projection.statements()
+        if begun:
+            await self._db.commit(statements, begun=True)
+        elif statements:
+            await self._patiently(lambda: self._db.commit(statements, begun=False))
         for swarm, state in ahead.items():
             self.swarms[swarm].publish(state)
         for swarm, events in committed.items():
@@ -170,10 +175,11 @@ class Writer:
         for request in batch:
             request.settle()
 
-    async def _begin(self) -> None:
+    async def _patiently(self, begin: Callable[[], Awaitable[object]]) -> None:
+        """Do what begins with BEGIN IMMEDIATE, again while another process is writing."""
         for attempt in range(1, BUSY_TRIES + 1):
             try:
-                await self._db.execute("BEGIN IMMEDIATE")
+                await begin()
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
