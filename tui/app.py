@@ -122,6 +122,11 @@ class WatchroomApp(App[str]):
         filters = list(super().get_line_filters())
         return [*filters, NoColor()] if self.no_color else filters
 
+    @property
+    def awaits_task(self) -> bool:
+        """A new swarm without a task: the first keys typed are its task, however early they come."""
+        return isinstance(self.start, StartSwarm) and not self.start.task
+
     # --- the session ---------------------------------------------------------------------------------------
 
     def on_mount(self) -> None:

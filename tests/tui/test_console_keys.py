@@ -539,3 +539,32 @@ async def test_a_command_too_long_for_the_bar_says_how_much_is_missing() -> None
     async with app.run_test(size=NARROW) as pilot:
         await ready(pilot)
         assert "more chars" in on_screen(app)
+
+
+async def test_what_is_typed_before_a_new_swarm_stands_is_its_first_message() -> None:
+    """The root is announced before it is ready; no key typed meanwhile may act on the tree."""
+    story = Story()
+    story.start()
+    story.spawn("root", None, "", 0)
+    ready_event = story.events.pop()
+    assert isinstance(ready_event, e.AgentReady)
+    client = FakeClient(story.events)
+    app = stage(client, start=StartSwarm(task=None))
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.press(*"fix it")
+        await ready(pilot)
+        client.push(ready_event)
+        await press(pilot, "!", "enter")
+        assert client.sent[1:] == [SendInput(swarm=SWARM, thread=ROOT, text="fix it!")]
+
+
+async def test_in_a_narrow_terminal_a_message_brings_the_transcript_that_will_hold_the_answer() -> None:
+    app = stage(audit_client())
+    async with app.run_test(size=NARROW) as pilot:
+        await ready(pilot)
+        assert "[1 agents]" in on_screen(app)
+        await press(pilot, "c", *"why", "enter")
+        assert "[2 thread]" in on_screen(app)
+        assert app.focused is app.swarm_screen.composer
+        await press(pilot, *"so", "escape")
+        assert app.focused is app.swarm_screen.transcript

@@ -164,7 +164,7 @@ class SwarmScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.bindings_updated_signal.subscribe(self, lambda _: self.keys.repaint())
-        self.set_focus(self.agents)
+        self.set_focus(self.composer if self.app.awaits_task else self.agents)
         self._measure(self.app.size.width, self.app.size.height)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -537,4 +537,6 @@ class SwarmScreen(Screen[None]):
         self.app.command(command, f"sent to {name}: {text.one_line(event.text)}", undo=event.text)
         if thread != self.selected:
             self.select(thread)
+        if self.narrow:
+            self._show_pane("thread")  # the answer comes there; the focus stays in the composer
         self.transcript.resume()
