@@ -302,3 +302,16 @@ def test_a_folded_call_shows_the_last_text_or_a_line_per_agent() -> None:
     assert call((None, "refused", ""), (None, "", "")) == "refused"
     assert call(("a", "", "a1"), ("b", "running", ""), ("a", "", "a2")) == "a2\nrunning"
     assert call((None, "", "started"), ("a", "", "done")) == "done"
+
+
+def test_an_older_page_read_later_does_not_swallow_events_on_their_way() -> None:
+    spawned = e.AgentSpawned(agent="t0", path="/root", nickname="n")
+    events = stamp([spawned, *(e.Notice(agent="t0", text=str(n)) for n in range(5))])
+    transcript = Transcript("t0")
+    transcript.prepend(page_of(events[:3], "t0", None, 1))
+    older = page_of(events, "t0", transcript.first_seq, 1)
+    assert older.seq > events[2].seq
+    transcript.prepend(older)
+    for event in events[3:]:
+        transcript.apply(event)
+    assert [row.text for row in transcript.rows] == ["0", "1", "2", "3", "4"]
