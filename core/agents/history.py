@@ -5,16 +5,25 @@ The same fold serves a running agent and a reloaded one, so both send the same r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from core.domain import events as e
 
 Item = dict[str, Any]
+NAME_CHARS = 64
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def user_item(text: str) -> Item:
     return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+def wire_name(name: str) -> str:
+    """A tool's name as servers take it back. One that a model made up ("functions.x") would otherwise have
+    every later request of the agent refused."""
+    return _NOT_IN_NAMES.sub("_", name)[:NAME_CHARS] or "_"
 
 
 def mail_text(message: e.AgentMessage, recipient: str) -> str:
@@ -54,8 +63,8 @@ class History:
                     {
                         "type": "function_call",
                         "call_id": event.call,
-                        "name": event.name,
-                        "arguments": event.arguments,
+                        "name": wire_name(event.name),
+                        "arguments": event.arguments or "{}",
                     }
                 )
             case e.ToolResult():

@@ -84,3 +84,13 @@ def test_reasoning_that_led_to_nothing_is_not_sent_again() -> None:
         "message",
         "message",
     ]
+
+
+def test_a_tool_that_the_model_made_up_does_not_spoil_the_history() -> None:
+    history = History("/root")
+    for number, name in enumerate(["functions.exec command", "", "x" * 80, "exec_command"]):
+        history.add(e.ToolCalled(call=f"c{number}", name=name, arguments=""))
+        history.add(e.ToolEnded(call=f"c{number}", status="error", output="there is no such tool"))
+    calls = [item for item in history.items if item["type"] == "function_call"]
+    assert [item["name"] for item in calls] == ["functions_exec_command", "_", "x" * 64, "exec_command"]
+    assert {item["arguments"] for item in calls} == {"{}"}

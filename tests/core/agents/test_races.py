@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from core.agents.agent import AgentSpec
 from core.agents.config import SwarmConfig
+from core.agents.registry import UnknownAgent
 from core.agents.swarm import Refused, Swarm
 from core.agents.tools import control_tools
 from core.clock import SystemClock
@@ -483,3 +485,82 @@ async def test_a_worker_whose_job_is_cancelled_at_birth_is_closed(tmp_path: Path
         assert w.at("/root/job_1").status == "shutdown"
         assert list(w.swarm.agents) == [root.thread]
         assert w.swarm.slots.used == 0
+
+
+# --- everything at once ----------------------------------------------------------------------------------
+
+KIDS = ("a", "b", "c")
+
+
+def storm_answers(luck: random.Random, path: str = "/root", depth: int = 0) -> dict[str, list[Answer | None]]:
+    """What agents three levels deep do: spawn, wait, close, task each other, mostly in vain."""
+
+    def kid() -> str:
+        return luck.choice(KIDS)
+
+    def step() -> Answer:
+        return luck.choice(
+            [
+                [spawn(kid()), spawn(kid())],
+                [spawn("a"), wait("a", ms=5)],
+                [call("close_agent", target=kid()), call("send_message", target=kid(), message="x")],
+                [call("followup_task", target=f"/root/{kid()}", message="m"), call("list_agents")],
+            ]
+        )
+
+    answers: dict[str, list[Answer | None]] = {path: [step(), step(), step(), *["end"] * 20]}
+    if depth < 3:
+        for name in KIDS:
+            answers |= storm_answers(luck, f"{path}/{name}", depth + 1)
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_after_a_storm_everything_adds_up(tmp_path: Path, seed: int) -> None:
+    luck = random.Random(seed)
+    limits = Limits(max_threads=luck.choice([2, 3, 17]), min_wait_ms=1, max_depth=3)
+    async with world(tmp_path, storm_answers(luck), limits=limits) as w:
+        swarm = w.swarm
+        root = await swarm.start_root("go")
+        commands: list[asyncio.Task[Any]] = []
+        for _ in range(40):
+            await settle(luck.randrange(1, 60))
+            one = luck.choice(list(swarm.agents.values()))
+            kind = luck.choice(["interrupt", "cascade", "input", "close", "give up"])
+            if kind in ("interrupt", "cascade"):
+                work: Any = swarm.interrupt(one.thread, by="operator", cascade=kind == "cascade")
+            elif kind == "close" and one is not root:
+                work = swarm.close(one.thread, by="operator")
+            elif kind == "give up" and commands:
+                luck.choice(commands).cancel()
+                continue
+            else:
+                work = swarm.send_input(one.thread, "hi", by="operator")
+            commands.append(asyncio.create_task(work))
+        replies = await asyncio.gather(*commands, return_exceptions=True)
+        expected = (asyncio.CancelledError, Refused, UnknownAgent)
+        assert [r for r in replies if isinstance(r, BaseException) and not isinstance(r, expected)] == []
+        await w.until(w.state.quiet)
+        await settle()
+        assert w.state.quiet()
+        assert (swarm.slots.used, swarm.slots.waiting) == (0, 0)
+        assert {a.thread for a in w.state.agents.values() if a.status != "shutdown"} == set(swarm.agents)
+        assert len(swarm.registry) == len(swarm.agents)
+        assert all(a.spec.parent in swarm.agents for a in swarm.agents.values() if a is not root)
+        assert not w.state.calls
+        for _, items in w.model.requests:
+            assert_paired(items)
+
+
+def assert_paired(items: list[dict[str, Any]]) -> None:
+    """What strict servers ask of a history: every call has one output, after it."""
+    waiting: set[str] = set()
+    for item in items:
+        if item["type"] == "function_call":
+            assert item["call_id"] not in waiting
+            waiting.add(item["call_id"])
+        elif item["type"] == "function_call_output":
+            waiting.remove(item["call_id"])
+        elif item.get("role") == "user":
+            assert not waiting
+    assert not waiting
