@@ -122,7 +122,7 @@ class StoreSettings(_Table):
 
 
 class ViewSettings(_Table):
-    theme: str | None = None
+    theme: Literal["dark", "light"] | None = None
     glyphs: Literal["unicode", "ascii"] | None = None
     motion: bool = True
     refresh_hz: Annotated[float, Field(gt=0, le=60)] = 8.0

@@ -204,7 +204,9 @@ class Engine:
             raise CommandError(f"the folder {clean_line(str(folder))} does not exist", "usage")
         limits = agents.limits()
         if threads is not None:
-            limits = msgspec.structs.replace(limits, max_threads=threads)
+            # A worker is still open for a moment after its row has ended and the next one has started.
+            most = max(limits.max_agents, 2 * threads)
+            limits = msgspec.structs.replace(limits, max_threads=threads, max_agents=most)
         roles = {
             name: Role(
                 description=role.description,

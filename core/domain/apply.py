@@ -117,7 +117,10 @@ def _agent_waits(state: SwarmState, event: e.AgentWaits, changes: Changes) -> No
 def _agent_closed(state: SwarmState, event: e.AgentClosed, changes: Changes) -> None:
     agent = _agent(state, event)
     if agent is not None:
-        _set(state, changes, agent, status="shutdown", wait=None, turn=None)
+        if agent.mail:
+            for mail in [key for key, queued in state.mail.items() if queued.thread == agent.thread]:
+                del state.mail[mail]
+        _set(state, changes, agent, status="shutdown", wait=None, turn=None, mail=0)
         changes.swarm = True
 
 
@@ -213,7 +216,7 @@ def _model_retry(state: SwarmState, event: e.ModelRetry, changes: Changes) -> No
 
 def _mail_queued(state: SwarmState, event: e.MailQueued, changes: Changes) -> None:
     agent = _agent(state, event)
-    if agent is not None and event.mail not in state.mail:
+    if agent is not None and agent.status != "shutdown" and event.mail not in state.mail:
         state.mail[event.mail] = QueuedMail(
             thread=agent.thread, author=event.author, kind=event.kind, trigger=event.trigger, seq=event.seq
         )

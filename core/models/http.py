@@ -145,7 +145,9 @@ def _os_failure(error: OSError) -> HttpFailure | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return HttpFailure("tls", clean_line(getattr(error, "verify_message", "")))
     if isinstance(error, ssl.SSLError):
-        return HttpFailure("tls", clean_line(str(getattr(error, "reason", None) or "").replace("_", " ").lower()))
+        return HttpFailure(
+            "tls", clean_line(str(getattr(error, "reason", None) or "").replace("_", " ").lower())
+        )
     if isinstance(error, socket.gaierror):
         return HttpFailure("dns")
     if isinstance(error, aiohttp.ClientError):

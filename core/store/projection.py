@@ -33,9 +33,14 @@ _MAIL = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _DELIVERED = "UPDATE mail SET delivered_seq = ?, delivered_at = ? WHERE swarm = ? AND mail = ?"
+_DROPPED = (
+    "UPDATE mail SET delivered_seq = 0"
+    " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq IS NULL"
+)
+"""Mail of a closed agent: it will never be read."""
 _CONSUMED = (
     "UPDATE mail SET consumed_seq = ?"
-    " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq < ?"
+    " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq BETWEEN 1 AND ?"
 )
 _APPROVALS = (
     "INSERT OR REPLACE INTO approvals (swarm, approval, thread, call, command, argv, cwd, reason, at)"
@@ -44,9 +49,8 @@ _APPROVALS = (
 _DECIDED = (
     "UPDATE approvals SET decision = ?, decided_by = ?, decided_at = ? WHERE swarm = ? AND approval = ?"
 )
-_ORDER = (_EVENTS, _CALLS, _RESULTS, _MAIL, _DELIVERED, _CONSUMED, _APPROVALS, _DECIDED)
+_ORDER = (_EVENTS, _CALLS, _RESULTS, _MAIL, _DELIVERED, _DROPPED, _CONSUMED, _APPROVALS, _DECIDED)
 _SHOWN = frozenset(e.TRANSCRIPT)
-_FIELDS = tuple(SwarmState.__struct_fields__)
 
 
 class CallRow(msgspec.Struct):
@@ -91,13 +95,16 @@ class LiveSwarm:
     def __init__(self, state: SwarmState) -> None:
         self.state = state
         """Committed. Its identity stays; its contents change after a commit and at no other time."""
+        self.ahead = state.copy()
+        """The same with the batch that is being written. Kept, not copied for each batch: folding an event
+        twice costs the same at any size of the swarm."""
         self.calls: dict[str, CallRow] = {}
         """Open calls by call key."""
 
-    def publish(self, ahead: SwarmState) -> None:
-        """Make `ahead`, whose events are on disk now, the live state."""
-        for name in _FIELDS:
-            setattr(self.state, name, getattr(ahead, name))
+    def publish(self, events: Iterable[e.AnyEvent]) -> None:
+        """Fold events that are on disk now into the live state."""
+        for event in events:
+            apply(self.state, event)
 
 
 class Projection:
@@ -110,9 +117,9 @@ class Projection:
         self._jobs: dict[tuple[str, str], None] = {}
         self._calls: dict[tuple[str, str], CallRow] = {}
 
-    def add(self, live: LiveSwarm, ahead: SwarmState, event: e.AnyEvent, body: str) -> None:
-        """Fold one stamped event into `ahead` and note what it writes."""
-        swarm = ahead.swarm = event.swarm
+    def add(self, live: LiveSwarm, event: e.AnyEvent, body: str) -> None:
+        """Fold one stamped event into `live.ahead` and note what it writes."""
+        swarm, ahead = event.swarm, live.ahead
         shown = int(type(event) in _SHOWN)
         at = timestamp(event.at)
         kind = e.type_name(event)
@@ -143,6 +150,8 @@ class Projection:
                 )
             case e.UserMessage() | e.AgentMessage() if known_mail:
                 self._rows[_DELIVERED].append((event.seq, at, swarm, event.mail))
+            case e.AgentClosed():
+                self._rows[_DROPPED].append((swarm, event.agent))
             case e.ResponseCompleted():
                 self._rows[_CONSUMED].append((event.seq, swarm, event.agent, event.seq))
             case e.ApprovalRequested() | e.ApprovalDecided() if event.approval in changes.approvals:

@@ -1,9 +1,9 @@
 """The one task that touches the writing connection (decision 14).
 
 Group commit without a timer: whatever gathered while the last commit ran goes into the next. A batch is
-folded into a copy of each swarm's state; the copy becomes the live state only once its events are on disk, so
-memory is never ahead of the disk. A batch that cannot be committed is fatal (decision 13): its callers and
-all later ones are told why, and the live states stay what the disk holds.
+folded into a second state of each swarm, and into the live one only once its events are on disk, so what
+others see is never ahead of the disk. A batch that cannot be committed is fatal (decision 13): its callers
+and all later ones are told why, and the live states stay what the disk holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from core.clock import Clock
 from core.domain import events as e
-from core.domain.state import SwarmState
 from core.safety.redact import redact_struct
 from core.store.connection import Db
 from core.store.errors import StoreError, sentence
@@ -149,27 +148,26 @@ class Writer:
 
     async def _write(self, batch: list[_Request]) -> None:
         projection = Projection()
-        ahead: dict[str, SwarmState] = {}
         committed: dict[str, list[e.AnyEvent]] = {}
         begun = any(request.op is not None for request in batch)
         if begun:
             await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
         for request in batch:
             try:
-                stamped = await self._perform(request, ahead)
+                stamped = await self._perform(request)
             except _Refused as refused:
                 request.error = refused.error
                 continue
             for event, body in stamped:
-                projection.add(self.swarms[request.swarm], ahead[request.swarm], event, body)
+                projection.add(self.swarms[request.swarm], event, body)
                 committed.setdefault(request.swarm, []).append(event)
         statements = projection.statements()
         if begun:
             await self._db.commit(statements, begun=True)
         elif statements:
             await self._patiently(lambda: self._db.commit(statements, begun=False))
-        for swarm, state in ahead.items():
-            self.swarms[swarm].publish(state)
+        for swarm, events in committed.items():
+            self.swarms[swarm].publish(events)
         for swarm, events in committed.items():
             self._tell(swarm, events)
         for request in batch:
@@ -187,18 +185,18 @@ class Writer:
                     raise
                 log.warning("store %s: another process is writing; attempt %d", self._where, attempt)
 
-    async def _perform(self, request: _Request, ahead: dict[str, SwarmState]) -> list[tuple[e.AnyEvent, str]]:
+    async def _perform(self, request: _Request) -> list[tuple[e.AnyEvent, str]]:
         """The stamped events of a request. An operation runs in a savepoint: its failure harms no other."""
         if request.swarm not in self.swarms:
             raise _Refused(StoreError(f"swarm {request.swarm} was given up before this was written"))
         if request.op is None:
-            stamped = self._stamp(request.swarm, request.events, ahead)
+            stamped = self._stamp(request.swarm, request.events)
             request.value = [event for event, _ in stamped]
             return stamped
         await self._db.execute("SAVEPOINT op")
         try:
             request.value, events = await request.op(self._db)
-            stamped = self._stamp(request.swarm, events, ahead)
+            stamped = self._stamp(request.swarm, events)
         except Exception as error:
             fatal = isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
             if fatal or not self._db.in_transaction:
@@ -213,15 +211,11 @@ class Writer:
         await self._db.execute("RELEASE op")
         return stamped
 
-    def _stamp(
-        self, swarm: str, events: Sequence[e.Event], ahead: dict[str, SwarmState]
-    ) -> list[tuple[e.AnyEvent, str]]:
+    def _stamp(self, swarm: str, events: Sequence[e.Event]) -> list[tuple[e.AnyEvent, str]]:
         """The events with seq, time and swarm, without secrets, and their JSON."""
         if not events:
             return []
-        state = ahead.get(swarm)
-        if state is None:
-            state = self.swarms[swarm].state.copy()
+        state = self.swarms[swarm].ahead
         seq = state.seq
         at = max(self._clock.now(), state.last_at)
         stamped: list[tuple[e.AnyEvent, str]] = []
@@ -234,7 +228,6 @@ class Writer:
             except (ValueError, OverflowError, TypeError) as error:
                 problem = StoreError(f"an event of type {e.type_name(event)} cannot be written: {error}")
                 raise _Refused(problem) from error
-        ahead[swarm] = state
         return stamped
 
     def _tell(self, swarm: str, events: list[e.AnyEvent]) -> None:
