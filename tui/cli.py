@@ -6,6 +6,8 @@ task. Each verb's work is in a module of its own, loaded when it is called.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tui import signals
 
     signals.leave_at_once()
+    _open_streams()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -78,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return exits.PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_stdout()
+        return _fail(f"the output cannot be written: {error.strerror}", exits.ERROR)
 
 
 def _run(argv: list[str]) -> int:
@@ -173,7 +181,11 @@ def _parser(name: str) -> ArgumentParser:
         def error(self, message: str) -> None:  # type: ignore[override]
             from core.safety.text import clean_line
 
-            raise exits.Quit(exits.USAGE, f"{clean_line(message)} (see: {self.prog} --help)")
+            hint = f"see: {self.prog} --help"
+            left_over = message.startswith("unrecognized arguments: ") and " -" not in message
+            if left_over and name in ("", "exec"):
+                hint = f"a task of several words goes into quotes; {hint}"
+            raise exits.Quit(exits.USAGE, f"{clean_line(message)} ({hint})")
 
     verb = VERBS[name]
     epilog = f"example:\n  {verb.example}"
@@ -358,6 +370,21 @@ def _foreseen(error: BaseException | None) -> tuple[str, int] | None:
                 code = max(code or 0, _FORESEEN[kind.__name__])  # a wrong word of the user's behind it: usage
         error = error.__cause__
     return (sentence, code) if sentence is not None and code is not None else None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _open_streams() -> None:
+    """Closed standard streams become empty ones: their numbers must not go to the files opened next, and
+    nothing below has to ask whether they are there. Letters that a stream cannot carry become `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # in this order: the lowest free number is the closed stream's own
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)
+            setattr(sys, name, open(null, mode, closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _fail(message: str, code: int) -> int:

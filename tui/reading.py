@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ def read(settings: Settings, ask: Callable[[Reader], Awaitable[dict[str, Any]]])
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output, indented; nothing in it can drive a terminal."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    print(escape_json(text))
+    """One JSON document on standard output, indented, in UTF-8; nothing in it can drive a terminal."""
+    text = escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(text)

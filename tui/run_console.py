@@ -72,7 +72,7 @@ def open_console(settings: Settings, command: StartSwarm) -> int:
         lambda: setup.connect(settings),
         command,
         ascii_glyphs=settings.view.glyphs == "ascii" or not setup.glyphs_fit(),
-        theme=LIGHT if settings.view.theme in (LIGHT, "light") else DARK,
+        theme=LIGHT if settings.view.theme == "light" else DARK,
         refresh_seconds=1 / settings.view.refresh_hz,
     )
     try:

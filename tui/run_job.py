@@ -289,7 +289,12 @@ def show_one(args: Namespace) -> int:
         _print_json(found)
         return exits.OK
     width = max(len(key) for key in found)
-    for key, value in found.items():
+    facts = {
+        **found,
+        "created_at": moment(found["created_at"]),
+        "tokens": (found["tokens"] or {}).get("total"),
+    }
+    for key, value in facts.items():
         if not isinstance(value, list | dict):
             shown = "–" if value is None or value == "" else clean_line(str(value))
             print(f"{key.replace('_', ' '):{width}}  {shown}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import textwrap
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.safety.text import clean, clean_line
 from tui import exits, reading, setup
 from tui.table import moment, table
+
+if TYPE_CHECKING:
+    from core.store.readers import Reader
 
 SHOWN_LINES = 12
 """Lines of one result that the text form shows; --json has them all."""
@@ -46,8 +49,9 @@ def show_tree(args: Namespace) -> int:
     if args.json:
         reading.print_json(found)
         return exits.OK
+    guide = f"{setup.guide()} "
     rows = [
-        {**row, "agent": "┆ " * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"]))}
+        {**row, "agent": guide * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"]))}
         for row in found["agents"]
     ]
     columns = (
@@ -65,40 +69,55 @@ def show_tree(args: Namespace) -> int:
 
 def show_one(args: Namespace) -> int:
     settings = setup.settings_of(args, asks_model=False)
-    found = reading.read(settings, lambda reader: reader.show(args.id))
     if args.json:
-        reading.print_json(found)
+        reading.print_json(reading.read(settings, lambda reader: reader.show(args.id)))
         return exits.OK
+    both = reading.read(settings, lambda reader: _with_names(reader, args.id))
+    found, names = both["found"], both["names"]
     total = (found["tokens"] or {}).get("total")
     facts = [found["nickname"], found["path"], found["status"], found["model"], f"{total or 0:,} tokens"]
     print("  ".join(clean_line(str(fact)) for fact in facts if fact))
+    names["assistant"] = found["nickname"] or "assistant"
     calls = {call["id"]: call for call in found["calls"]}
     for row in found["rows"]:
-        for line in _row(row, calls):
+        for line in _row(row, calls, names):
             print(line)
     if hidden := {key: count for key, count in (found["damage"] or {}).items() if count}:
         print("damage  " + "  ".join(f"{clean_line(str(key))} {count}" for key, count in hidden.items()))
     return exits.OK
 
 
-def _row(row: dict[str, Any], calls: dict[str, dict[str, Any]]) -> list[str]:
+async def _with_names(reader: Reader, ref: str) -> dict[str, Any]:
+    """The transcript of an agent, and the nickname of every agent of its swarm by thread id and by path."""
+    found = await reader.show(ref)
+    tree = await reader.tree(found["root"])
+    names: dict[str, str] = {}
+    for agent in tree["agents"]:
+        if agent["nickname"]:
+            names[agent["thread"]] = names[agent["path"]] = agent["nickname"]
+    return {"found": found, "names": names}
+
+
+def _row(row: dict[str, Any], calls: dict[str, dict[str, Any]], names: dict[str, str]) -> list[str]:
     if (call := calls.get(row.get("call", ""))) is not None:
-        return _call(row, call)
-    who = row.get("author") or row["role"]
-    return ["", *_block(f"{_time(row['at'])}  {clean_line(str(who))}", row.get("text") or "")]
+        return _call(row, call, names)
+    who = str(row.get("author") or row["role"])
+    return ["", *_block(f"{_time(row['at'])}  {clean_line(names.get(who, who))}", row.get("text") or "")]
 
 
-def _call(row: dict[str, Any], call: dict[str, Any]) -> list[str]:
+def _call(row: dict[str, Any], call: dict[str, Any], names: dict[str, str]) -> list[str]:
     lines = ["", f"{_time(row['at'])}  {clean_line(call['name'])}  {clean_line(call['arguments'])}"]
+    guide = " " * 10 + setup.guide()
     for event in call["events"]:
-        about = clean_line(str(event["agent"] or ""))
-        head = " ".join(part for part in ("          ┆", clean_line(event["status"] or ""), about) if part)
+        about = str(event["agent"] or "")
+        facts = (event["status"], names.get(about, about))
+        head = " ".join([guide, *(clean_line(fact) for fact in facts if fact)])
         text = clean(event["text"] or "").splitlines()
         shown = text[:SHOWN_LINES]
         lines.append(f"{head} {shown[0] if shown else ''}".rstrip())
-        lines.extend(f"          ┆ {line}".rstrip() for line in shown[1:])
+        lines.extend(f"{guide} {line}".rstrip() for line in shown[1:])
         if len(text) > SHOWN_LINES:
-            lines.append(f"          ┆ … {len(text) - SHOWN_LINES} more lines (--json shows all)")
+            lines.append(f"{guide} {len(text) - SHOWN_LINES} more lines (--json shows all)")
     return lines
 
 

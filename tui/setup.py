@@ -8,11 +8,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TextIO
 
 from core.channel.client import Client
 from core.config import ConfigError, Settings, load_settings
 from core.safety.text import clean_line
 from tui import exits
+from tui.glyphs import ASCII, UNICODE
 
 Connect = Callable[[Settings], AbstractAsyncContextManager[Client]]
 
@@ -72,13 +74,18 @@ def writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def glyphs_fit() -> bool:
-    """Whether standard error can carry the product's glyphs."""
+def glyphs_fit(stream: TextIO | None = None) -> bool:
+    """Whether `stream` (standard error) can carry the product's glyphs."""
     try:
-        "✗◍◌".encode(sys.stderr.encoding or "ascii")
+        "✗◍◌┆".encode((stream or sys.stderr).encoding or "ascii")
     except UnicodeEncodeError:
         return False
     return True
+
+
+def guide() -> str:
+    """The mark of "came from", as standard output can carry it."""
+    return UNICODE.guide if glyphs_fit(sys.stdout) else ASCII.guide
 
 
 def terminal() -> str | None:

@@ -158,14 +158,14 @@ def test_the_environment_is_read_key_by_key_and_checked(home: Home) -> None:
         {
             "OPENAI_BASE_URL": "https://one.example/v1",
             "WATCHROOM_AGENTS_MAX_THREADS": "9",
-            "WATCHROOM_VIEW_THEME": "123",
+            "WATCHROOM_AGENTS_DEFAULT_SUBAGENT_MODEL": "123",
             "WATCHROOM_SANDBOX": "off",
             "WATCHROOM_MODEL": "",
         }
     )
     assert loaded.base_url == "https://one.example/v1"
     assert loaded.agents.max_threads == 9
-    assert loaded.view.theme == "123"
+    assert loaded.agents.default_subagent_model == "123"
     assert (loaded.sandbox, loaded.model) == ("off", None)
     assert (
         home.load({"OPENAI_BASE_URL": "http://a/", "WATCHROOM_BASE_URL": "http://b/"}).base_url == "http://b/"

@@ -183,6 +183,8 @@ def test_any_words_name_a_verb_or_are_refused(words: list[str]) -> None:
         (("exec", "x", "-c", "agents.max_dept=1"), "did you mean max_depth?"),
         (("exec", "x", "--cd", "/nowhere"), "/nowhere is not a folder"),
         (("exec", "x", "--config", "/nowhere.toml"), "/nowhere.toml does not exist"),
+        (("find", "the bugs"), "a task of several words goes into quotes"),
+        (("exec", "x", "-c", "view.theme=pink"), "'dark' or 'light', not 'pink'"),
         (("exec", "x", "--full-auto", "--sandbox", "off"), "--full-auto"),
         (("scripted-server", "--scenario", "nope"), "nope"),
         (("job", "run", "x", "--instruction", "@/none.txt"), "/none.txt cannot be read"),
@@ -295,3 +297,61 @@ def test_an_error_with_the_users_word_behind_it_is_usage() -> None:
     assert cli._foreseen(error) == ("the engine cannot start: no such thing", exits.USAGE)
     assert cli._foreseen(ExceptionGroup("g", [error, ValueError()])) is None
     assert cli._foreseen(OSError("x")) is None
+
+
+# --- streams that are not there ---------------------------------------------------------------------------
+
+
+def through_a_shell(words: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`words` with redirections; W stands for the command."""
+    script = (
+        f'W() {{ "{sys.executable}" -c "import sys; from tui.cli import main; sys.exit(main())" "$@"; }}; '
+    )
+    return subprocess.run(
+        ["/bin/sh", "-c", script + words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WATCHROOM_HOME": str(home), "OPENAI_API_KEY": "", **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("W <&-", exits.USAGE, "this is not a terminal"),
+        ("W demo <&-", exits.USAGE, "this is not a terminal"),
+        ("W exec - --base-url scripted:hello <&-", exits.USAGE, "the task is empty"),
+        ("W exec hi --base-url scripted:hello >&- <&-", exits.OK, "root completed"),
+        ("W exec hi --base-url scripted:hello >/dev/full", exits.ERROR, "cannot be written: No space left"),
+        ("W exec --json hi --base-url scripted:hello >/dev/full", exits.ERROR, "cannot be written"),
+        ("W session list --json >/dev/full", exits.ERROR, "cannot be written"),
+    ],
+)
+def test_a_closed_or_full_stream_is_no_traceback(home: Path, words: str, code: int, said: str) -> None:
+    if "/dev/full" in words and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    run = through_a_shell(words, home)
+    assert run.returncode == code
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "Exception ignored" not in run.stderr
+
+
+def test_a_closed_stderr_costs_the_answer_nothing_and_no_file_takes_its_number(home: Path) -> None:
+    run = through_a_shell("W exec hi --base-url scripted:hello 2>&-", home)
+    assert (run.returncode, "You asked:" in run.stdout) == (exits.OK, True)
+    listed = json.loads(watchroom("session", "list", "--json", env={"WATCHROOM_HOME": str(home)}).stdout)
+    assert [session["status"] for session in listed["sessions"]] == ["completed"]
+
+
+def test_a_stream_without_unicode_gets_plain_marks_and_json_stays_utf8(home: Path) -> None:
+    env = {"WATCHROOM_HOME": str(home), "PYTHONIOENCODING": "ascii"}
+    assert (
+        watchroom("exec", "grüß dich", "--base-url", "scripted:hello", env=env).stdout.count("gr?? dich") == 1
+    )
+    listed = watchroom("session", "list", "--json", env=env)
+    (session,) = json.loads(listed.stdout)["sessions"]
+    assert session["title"] == "grüß dich"
+    assert "gr?? dich" in watchroom("session", "show", session["thread"], env=env).stdout

@@ -230,3 +230,62 @@ def test_the_scripted_server_serves_until_it_is_stopped(env: dict[str, str], tmp
         assert server.wait(timeout=20) == 143
         assert server.stderr is not None
         assert server.stderr.read() == ""
+
+
+FAMILY = """
+title = "family"
+[[agents]]
+path = "/root"
+[[agents.steps]]
+text = "I send one ahead."
+calls = [{ name = "spawn_agent", arguments = { task_name = "look", message = "Look around." } }]
+[[agents.steps]]
+text = "I wait."
+calls = [{ name = "wait_agent", arguments = { targets = ["look"], mode = "all" } }]
+[[agents.steps]]
+text = "All is well."
+[[agents]]
+path = "*"
+[[agents.steps]]
+text = "Nothing to see."
+"""
+
+
+def test_people_read_nicknames_and_scripts_read_ids(env: dict[str, str], tmp_path: Path) -> None:
+    scenario = tmp_path / "family.toml"
+    scenario.write_text(FAMILY)
+    assert watchroom("exec", "go", "--base-url", f"scripted:{scenario}", env=env).returncode == exits.OK
+    (session,) = json.loads(watchroom("session", "list", "--json", env=env).stdout)["sessions"]
+    tree = json.loads(watchroom("session", "tree", session["thread"], "--json", env=env).stdout)
+    child = tree["agents"][1]
+    shown = watchroom("session", "show", session["thread"], env=env).stdout
+    assert child["thread"] not in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["┆", "spawned", child["nickname"], "/root/look"] in lines
+    assert ["┆", "completed", child["nickname"], "Nothing", "to", "see."] in lines
+    speakers = [words[1] for words in lines if len(words) == 2 and words[0][2:3] == ":"]
+    assert speakers == ["operator", "root", "root", child["nickname"], "root"]
+    data = json.loads(watchroom("session", "show", session["thread"], "--json", env=env).stdout)
+    assert {event["agent"] for call in data["calls"] for event in call["events"]} == {child["thread"]}
+    plain = watchroom("session", "tree", session["thread"], env={**env, "PYTHONIOENCODING": "ascii"}).stdout
+    assert f"\n: {child['nickname']}" in plain
+
+
+def test_job_show_has_the_tokens_and_a_time_to_read(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1\n")
+    (tmp_path / "in.csv").write_text("path\na.txt\n")
+    words = (
+        "job",
+        "run",
+        str(tmp_path / "in.csv"),
+        "--instruction",
+        "Count {path}.",
+        "--name",
+        "one",
+        "--json",
+    )
+    ran = watchroom(*words, "--base-url", "scripted:count-lines", "-C", str(tmp_path), env=env)
+    total = json.loads(ran.stdout)["tokens"]["total"]
+    shown = watchroom("job", "show", "one", env=env).stdout
+    assert re.search(rf"^tokens +{total}$", shown, re.MULTILINE)
+    assert re.search(r"^created at +\d{4}-\d\d-\d\d \d\d:\d\d$", shown, re.MULTILINE)
