@@ -52,7 +52,6 @@ _FIRST = [
         "trigger" INTEGER NOT NULL, seq INTEGER NOT NULL, queued_at TEXT NOT NULL,
         delivered_seq INTEGER, delivered_at TEXT, consumed_seq INTEGER, PRIMARY KEY (swarm, mail))""",
     "CREATE INDEX mail_queued ON mail (swarm, seq) WHERE delivered_seq IS NULL",
-    "CREATE INDEX mail_open ON mail (swarm, thread) WHERE consumed_seq IS NULL",
     "CREATE INDEX mail_unread ON mail (swarm, thread) WHERE consumed_seq IS NULL",
     """CREATE TABLE approvals (
         swarm TEXT NOT NULL, approval TEXT NOT NULL, thread TEXT NOT NULL, call TEXT NOT NULL,
