@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 
+import msgspec
+
 from core.agents.agent import Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
 from core.agents.config import Role, SwarmConfig
@@ -38,6 +40,30 @@ class Refused(Exception):
 
 class SwarmEnding(Refused):
     """Nothing is started any more."""
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is decided about an agent before it exists."""
+
+    parent: Agent | None
+    name: str
+    kind: str
+    task: str
+    """For people; `first` is what the agent is told."""
+    model: str
+    first: str | None = None
+    fork: str = "none"
+    role: str | None = None
+    effort: str | None = None
+    settings: Role = Role()
+    call: str | None = None
+    """The parent's spawn call."""
+    thread: str | None = None
+    """Its thread id, if that was given out before (a job's claim)."""
+    tools: Sequence[Tool] = ()
+    """Beside those of its kind."""
+    job: str | None = None
+    item: str | None = None
 
 
 class Swarm:
@@ -137,7 +163,7 @@ class Swarm:
     async def start_root(self, task: str | None, title: str = "") -> Agent:
         """The root, running `task` if there is one, else idle until it is given input."""
         agent = await self._spawn(
-            parent=None, name="root", kind="root", task=title or task or "", model=self.config.model
+            Birth(parent=None, name="root", kind="root", task=title or task or "", model=self.config.model)
         )
         self.root = agent
         if task is not None:
@@ -157,27 +183,21 @@ class Swarm:
         call: str | None = None,
     ) -> Agent:
         """A sub-agent with its first task. Raises PathError, LimitError or Refused; then nothing is left."""
-        if self.slots.capacity < 1:
-            raise LimitError(
-                "max_threads",
-                self.config.limits.max_threads,
-                "the root itself takes the only slot; do it yourself",
-            )
-        if self._ending.is_set():
-            raise SwarmEnding("the swarm is ending; nothing new is started")
         settings = self.role(role)
         return await self._spawn(
-            parent=parent,
-            name=name,
-            kind="child",
-            task=message,
-            first=message,
-            fork=fork,
-            role=role,
-            model=model or settings.model or self.config.subagent_model or parent.model,
-            effort=effort or settings.reasoning_effort or self.config.subagent_effort or parent.effort,
-            settings=settings,
-            call=call,
+            Birth(
+                parent=parent,
+                name=name,
+                kind="child",
+                task=message,
+                first=message,
+                fork=fork,
+                role=role,
+                model=model or settings.model or self.config.subagent_model or parent.model,
+                effort=effort or settings.reasoning_effort or self.config.subagent_effort or parent.effort,
+                settings=settings,
+                call=call,
+            )
         )
 
     def role(self, name: str | None) -> Role:
@@ -189,25 +209,8 @@ class Swarm:
             known = ", ".join(sorted({"default", *self.config.roles}))
             raise Refused(f"there is no role {name!r}; the roles are: {known}") from None
 
-    async def _spawn(
-        self,
-        *,
-        parent: Agent | None,
-        name: str,
-        kind: str,
-        task: str,
-        model: str,
-        first: str | None = None,
-        fork: str = "none",
-        role: str | None = None,
-        effort: str | None = None,
-        settings: Role | None = None,
-        call: str | None = None,
-        thread: str | None = None,
-        extra_tools: Sequence[Tool] = (),
-        job: str | None = None,
-        item: str | None = None,
-    ) -> Agent:
+    async def _spawn(self, birth: Birth) -> Agent:
+        parent = birth.parent
         if self._ending.is_set():
             raise SwarmEnding("the swarm is ending; nothing new is started")
         if parent is not None and self.slots.capacity < 1:
@@ -215,48 +218,58 @@ class Swarm:
             raise LimitError("max_threads", self.config.limits.max_threads, held)
         if parent is not None and parent.closing:
             raise Refused(f"{parent.path} is being closed; nothing is started below it")
-        settings = settings or Role()
-        path, nickname = self.registry.reserve(parent.path if parent else None, name)
+        path, nickname = self.registry.reserve(parent.path if parent else None, birth.name)
         try:
-            spec = AgentSpec(
-                thread=thread or uuid7(),
-                path=path,
-                nickname=nickname,
-                kind=kind,
-                parent=parent.thread if parent else None,
-                model=model,
-                effort=effort,
-                max_tokens=settings.max_tokens,
-                role_text=settings.instructions,
-            )
-            agent = self._make(spec, settings, extra_tools)
-            if parent is not None and fork != "none":
-                agent.history.items[:] = parent.history.fork(None if fork == "all" else int(fork))
-            events: list[e.Event] = [
-                e.AgentSpawned(
-                    agent=spec.thread,
-                    path=path,
-                    nickname=nickname,
-                    role=role or "default",
-                    model=model,
-                    parent=spec.parent,
-                    depth=depth(path),
-                    task=shorten(clean_line(task), TASK_CHARS),
-                    call=call,
-                    job=job,
-                    item=item,
-                    fork=fork,
-                    fork_seq=self.state.seq if fork != "none" else 0,
-                )
-            ]
-            if first is not None:
-                author = parent.path if parent else "operator"
-                events.append(self._mail(spec.thread, author, "NEW_TASK", first, trigger=True))
+            agent = self._make(birth, path, nickname)
+            events = self._born(agent.spec, birth)
         except BaseException:
             self.registry.release(path)
             raise
         await self._register(agent, parent, events)
         return agent
+
+    def _make(self, birth: Birth, path: str, nickname: str) -> Agent:
+        parent, settings = birth.parent, birth.settings
+        spec = AgentSpec(
+            thread=birth.thread or uuid7(),
+            path=path,
+            nickname=nickname,
+            kind=birth.kind,
+            parent=parent.thread if parent else None,
+            model=birth.model,
+            effort=birth.effort,
+            max_tokens=settings.max_tokens,
+            role_text=settings.instructions,
+        )
+        tools = [*self._tools(spec), *birth.tools]
+        if settings.tools is not None:
+            tools = [tool for tool in tools if tool.name in settings.tools or tool in birth.tools]
+        agent = Agent(self, spec, tools, Slot(None if spec.kind == "root" else self.slots))
+        if parent is not None and birth.fork != "none":
+            agent.history.items[:] = parent.history.fork(None if birth.fork == "all" else int(birth.fork))
+        return agent
+
+    def _born(self, spec: AgentSpec, birth: Birth) -> list[e.Event]:
+        """An agent's registration, and its first task."""
+        spawned = e.AgentSpawned(
+            agent=spec.thread,
+            path=spec.path,
+            nickname=spec.nickname,
+            role=birth.role or "default",
+            model=spec.model,
+            parent=spec.parent,
+            depth=depth(spec.path),
+            task=shorten(clean_line(birth.task), TASK_CHARS),
+            call=birth.call,
+            job=birth.job,
+            item=birth.item,
+            fork=birth.fork,
+            fork_seq=self.state.seq if birth.fork != "none" else 0,
+        )
+        if birth.first is None:
+            return [spawned]
+        author = birth.parent.path if birth.parent else "operator"
+        return [spawned, self._mail(spec.thread, author, "NEW_TASK", birth.first, trigger=True)]
 
     async def _register(self, agent: Agent, parent: Agent | None, events: Sequence[e.Event]) -> None:
         """Record the agent, then start it. A caller that is cancelled meanwhile leaves no half of it."""
@@ -278,12 +291,6 @@ class Swarm:
         await asyncio.shield(write)
         if self.ending and agent.done.is_set():
             raise SwarmEnding("the swarm is ending; nothing new is started")
-
-    def _make(self, spec: AgentSpec, settings: Role, extra_tools: Sequence[Tool]) -> Agent:
-        tools = [*self._tools(spec), *extra_tools]
-        if settings.tools is not None:
-            tools = [tool for tool in tools if tool.name in settings.tools or tool in extra_tools]
-        return Agent(self, spec, tools, Slot(None if spec.kind == "root" else self.slots))
 
     def _start(self, agent: Agent) -> None:
         assert self._group is not None, "a swarm serves before it spawns"
@@ -434,19 +441,21 @@ class Swarm:
         over = asyncio.Event()
         try:
             await self._spawn(
-                parent=parent,
-                name=name,
-                kind="worker",
-                task=task,
-                first=message,
-                role=role,
-                model=model or settings.model or self.config.subagent_model or parent.model,
-                effort=settings.reasoning_effort or self.config.subagent_effort or parent.effort,
-                settings=settings,
-                thread=thread,
-                extra_tools=tools,
-                job=job,
-                item=item,
+                Birth(
+                    parent=parent,
+                    name=name,
+                    kind="worker",
+                    task=task,
+                    first=message,
+                    role=role,
+                    model=model or settings.model or self.config.subagent_model or parent.model,
+                    effort=settings.reasoning_effort or self.config.subagent_effort or parent.effort,
+                    settings=settings,
+                    thread=thread,
+                    tools=tools,
+                    job=job,
+                    item=item,
+                )
             )
             with self.watching([thread], over):
                 while not self.settled(thread):
