@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: a face that is cancelled after n steps of the loop ends as cancelled, nothing else."""
+"""Ctrl-C at any moment: a face that is cancelled after n steps of the loop ends as cancelled."""
 
 from __future__ import annotations
 
