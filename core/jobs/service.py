@@ -299,6 +299,9 @@ def resolve(path: str, cwd: Path, *, inside: bool) -> Path:
         found = (base / path).resolve()
     except (OSError, RuntimeError) as error:
         raise JobInputError(f"the path {shown} cannot be followed: {error}") from None
+    # From Python 3.13 on a circle of links is no error of resolve(): it just stays a link.
+    if any(part.is_symlink() for part in (found, *found.parents)):
+        raise JobInputError(f"the path {shown} cannot be followed: its links go in a circle")
     if not found.is_relative_to(base):
         raise JobInputError(f"the path {shown} leads out of the workspace {base}")
     return found

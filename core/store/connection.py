@@ -165,6 +165,18 @@ async def _connect(path: Path, options: str) -> _Connection:
         return sqlite3.connect(address, uri=True, isolation_level=None, cached_statements=256)
 
     connection = _Connection(connector, iter_chunk_size=64)
+    opening = asyncio.ensure_future(_opened(connection))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread goes on opening, and would keep the process alive: wait for it, then close.
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            await connection.close()
+        raise
+
+
+async def _opened(connection: _Connection) -> _Connection:
     await connection
     return connection
 
