@@ -356,7 +356,9 @@ class WatchroomApp(App[str]):
         if not running or isinstance(self.screen, ConfirmScope):
             self._leave()
             return
-        title = f"Quit? {len(running)} running will be interrupted:"
+        queued = sum(1 for agent in self.view.state.agents.values() if agent.wait and not agent.live)
+        number = f"{len(running)} running" + (f" and {queued} queued" if queued else "")
+        title = f"Quit? {number} will be interrupted:"
         names = " ".join(agent.nickname for agent in running[:40])
         choices = [("ctrl+q", "quit and interrupt them", "quit")]
 
@@ -381,8 +383,11 @@ class WatchroomApp(App[str]):
         state = self.view.state
         if not state.swarm:
             return ""
+        # The feed ended before the engine did: what it stopped on its way out is interrupted by now.
+        closed = self._disconnected.is_set() and self.failure is None
         counts: dict[str, int] = {}
         for agent in state.agents.values():
-            counts[agent.status] = counts.get(agent.status, 0) + 1
+            status = "interrupted" if closed and (agent.live or agent.wait) else agent.status
+            counts[status] = counts.get(status, 0) + 1
         words = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
         return f"swarm {state.swarm}: {words}; watchroom session show {state.swarm}"

@@ -8,6 +8,7 @@ from textual.pilot import Pilot
 
 from core.domain import events as e
 from core.domain.commands import Close, Decide, Interrupt, Reply, SendInput, StartSwarm
+from core.domain.status import Wait
 from tests.tui.fake_client import FakeClient
 from tests.tui.stage import StageClock, audit_client, ready, screen_text, stage
 from tests.tui.story import SWARM, Story, audit, thread
@@ -469,6 +470,8 @@ async def test_quit_asks_while_agents_run_and_a_second_one_does_it() -> None:
     assert client.closed
     assert app.return_value is not None
     assert f"watchroom session show {SWARM}" in app.return_value
+    assert "running" not in app.return_value  # the engine has interrupted them before it was closed
+    assert "interrupted" in app.return_value
     assert app.return_code == 0
 
 
@@ -568,3 +571,41 @@ async def test_in_a_narrow_terminal_a_message_brings_the_transcript_that_will_ho
         assert app.focused is app.swarm_screen.composer
         await press(pilot, *"so", "escape")
         assert app.focused is app.swarm_screen.transcript
+
+
+def type_fast(app: WatchroomApp, keys: str) -> None:
+    """All keys arrive before the first one is handled, as when one is held down or the machine is busy."""
+    for key in keys:
+        app.post_message(events.Key(key, key))
+
+
+async def test_keys_typed_faster_than_the_tree_tells_act_on_the_agent_under_the_cursor() -> None:
+    client = audit_client()
+    app = stage(client)
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        under = app.swarm_screen.agents._flat[5].key
+        name = app.view.name_of(under)
+        type_fast(app, "jjjjjx")
+        await ready(pilot)
+        assert app.swarm_screen.agents.cursor_key == under
+        assert app.swarm_screen.selected == under
+        assert f"Close {name}?" in on_screen(app)
+
+
+async def test_quitting_counts_who_waits_for_a_slot_too() -> None:
+    story = Story()
+    story.start()
+    root = story.spawn("root", None, "work", 0)
+    story.turn(root)
+    story.spawn("ash", root, "later", 1)
+    story.add(e.AgentWaits(agent=thread(2), wait=Wait(reason="slot")))
+    client = FakeClient(story.events)
+    app = stage(client)
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "ctrl+q")
+        assert "Quit? 1 running and 1 queued will be interrupted:" in on_screen(app)
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+    assert "2 interrupted;" in (app.return_value or "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import tzinfo
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -269,8 +270,9 @@ class SwarmScreen(Screen[None]):
 
     @on(LineView.Moved)
     def _moved(self, event: LineView.Moved) -> None:
-        if event.view is self.agents and isinstance(event.key, str) and not event.key.startswith("job:"):
-            self.select(event.key)
+        if event.view is self.agents:
+            # The cursor as it is now: it may be rows ahead of this message, and must not be put back.
+            self.select(self.agents.thread())
         elif event.view is self.transcript:
             self.transcript_head.repaint()
 
@@ -426,9 +428,13 @@ class SwarmScreen(Screen[None]):
         self.app.command(Decide(swarm=self.view.state.swarm, approval=painted, approve=approve), done)
 
     def _agent(self) -> AgentState | None:
-        """The agent that a key acts on: the one whose transcript is on show."""
-        if self.focused is self.agents and self.agents.thread() is None:
-            return None
+        """The agent that a key acts on: the one whose transcript is on show. In the tree it is the one under
+        the cursor, also while the message that the cursor moved is still on its way."""
+        if self.focused is self.agents:
+            if self.agents.thread() is None:
+                return None
+            if self.agents.thread() != self.selected:
+                self.select(self.agents.thread())
         return self.view.agent(self.selected)
 
     def _below(self, thread: str) -> list[AgentState]:
@@ -490,11 +496,12 @@ class SwarmScreen(Screen[None]):
         self.app.push_screen(question, answer)
 
     def action_parent(self) -> None:
-        agent = self.view.agent(self.selected)
+        agent = self._agent() or self.view.agent(self.selected)
         if agent is not None and agent.parent is not None:
             self.select(agent.parent)
 
     def action_copy_id(self) -> None:
+        self._agent()
         if self.selected is not None:
             self.app.copy_to_clipboard(self.selected)
             self.app.say(f"copied {self.selected}")
@@ -508,6 +515,7 @@ class SwarmScreen(Screen[None]):
     # --- writing to agents ---------------------------------------------------------------------------------
 
     def action_message(self) -> None:
+        self._agent()
         self._compose_to(self.selected)
 
     def action_message_root(self) -> None:
@@ -517,7 +525,7 @@ class SwarmScreen(Screen[None]):
         """The focus moves at once, and the keys for it have priority: both are handled before the next key is
         read, so that nothing typed after them acts as a key of the tree."""
         self.label.target = thread or self.view.state.root
-        self.label.styles.width = len(self.label.label())
+        self.label.styles.width = cell_len(self.label.label())
         self.label.restyle()
         self.set_focus(self.composer)
 
