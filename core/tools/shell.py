@@ -145,11 +145,12 @@ class ExecCommand(Tool):
     def _folder(self, workdir: str | None, base: Path) -> Path:
         try:
             folder = (base / (workdir or ".")).resolve()
-            if folder.is_dir():
-                return folder
+            found = folder.is_dir()
         except (OSError, ValueError, RuntimeError):
-            pass  # a name no file can have, or a loop of links: reported like a missing one
-        raise ToolError(f"workdir {reveal(shorten(workdir or str(base), 200))!r} is not a folder")
+            found = False  # a name no file can have, or a loop of links: reported like a missing one
+        if not found:
+            raise ToolError(f"workdir {reveal(shorten(workdir or str(base), 200))!r} is not a folder")
+        return folder
 
     def _unmoved(self, workdir: str | None, base: Path, approved: Path) -> Path:
         """The approved folder, if the name still leads there: links may change while an operator thinks."""
