@@ -409,9 +409,9 @@ class JobWorkers:
 
 
 def title_of(task: str | None) -> str:
-    """A swarm's title: the first line of its task."""
+    """A swarm's title: the first line of its task; empty without one (its first input names it then)."""
     lines = (task or "").strip().splitlines()
-    return shorten(clean_line(lines[0]), TITLE_CHARS) if lines else "new swarm"
+    return shorten(clean_line(lines[0]), TITLE_CHARS) if lines else ""
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from core.domain.state import (
 from core.domain.status import Usage
 
 ACTIVITY_CHARS = 120
+TITLE_CHARS = 60
 Handler = Callable[[SwarmState, Any, Changes], None]
 
 
@@ -223,6 +224,14 @@ def _mail_queued(state: SwarmState, event: e.MailQueued, changes: Changes) -> No
         _set(state, changes, agent, mail=agent.mail + 1)
 
 
+def _user_message(state: SwarmState, event: e.UserMessage, changes: Changes) -> None:
+    _delivered(state, event, changes)
+    if not state.title and event.agent is not None and event.agent == state.root:
+        # A swarm that began without a task is called by the first thing it was told.
+        state.title = next(iter(event.text.strip().splitlines()), "")[:TITLE_CHARS]
+        changes.swarm = True
+
+
 def _delivered(state: SwarmState, event: e.UserMessage | e.AgentMessage, changes: Changes) -> None:
     mail = state.mail.pop(event.mail, None) if event.mail is not None else None
     if mail is not None and (agent := state.agents.get(mail.thread)) is not None:
@@ -330,7 +339,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TurnCompleted: _turn_completed,
     e.TurnFailed: _turn_failed,
     e.TurnInterrupted: _turn_interrupted,
-    e.UserMessage: _delivered,
+    e.UserMessage: _user_message,
     e.AgentMessage: _delivered,
     e.ToolCalled: _tool_called,
     e.ToolResult: _tool_result,

@@ -89,7 +89,9 @@ class SpawnAgentsOnCsv(Tool):
             if service.settings.on_interrupt == "cancel":
                 await service.cancel(job, by=ctx.path)
             raise
-        return self._output(summary, service.error(job), service.notes(job))
+        output = self._output(summary, service.error(job), service.notes(job))
+        await ctx.emit(source=SOURCE, status=summary["status"], text=_said(summary))
+        return output
 
     async def _request(self, args: SpawnOnCsvArgs, ctx: ToolContext) -> JobRequest:
         if (args.instruction is None) == (args.instruction_path is None):
@@ -127,4 +129,12 @@ class SpawnAgentsOnCsv(Tool):
         if notes:
             answer["notes"] = notes
         failed = summary["status"] == "failed"
-        return ToolOutput(text=msgspec.json.encode(answer).decode(), status="error" if failed else "ok")
+        text = msgspec.json.encode(answer).decode()
+        return ToolOutput(text=text, status="error" if failed else "ok", recorded=True)
+
+
+def _said(summary: Mapping[str, Any]) -> str:
+    """How a job ended, for people."""
+    failed = f", {summary['failed_items']} failed" if summary["failed_items"] else ""
+    where = f", written to {summary['output_csv_path']}" if summary["output_csv_path"] else ""
+    return f"{summary['completed_items']} of {summary['total_items']} rows done{failed}{where}"

@@ -20,7 +20,7 @@ EVENT_LINES = 8
 """Lines of one result event that an unfolded call shows."""
 FULL_CHARS = 20_000
 """Characters of one text that are ever shown; the rest is counted."""
-FULL_LINES = 400
+FULL_LINES = 4000
 FOLDED_AGENTS = 6
 NAME_CELLS = 8
 
