@@ -94,6 +94,7 @@ def _run(argv: list[str]) -> int:
     try:
         name, rest = find_verb(argv)
         args = _parser(name).parse_args(rest)
+        _hear_warnings()
         return _load(VERBS[name].run)(args)
     except exits.Quit as error:
         return _fail(str(error), error.code)
@@ -107,6 +108,20 @@ def _run(argv: list[str]) -> int:
         if known is None:
             raise
         return _fail(*known)
+
+
+def _hear_warnings() -> None:
+    """What the engine's rooms log is a note on standard error. Python's own last resort would print it as it
+    is, and a damaged store or a server has a say in its words."""
+    import logging
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            from core.safety.text import clean_line
+
+            print(f"{PROGRAM}: note: {clean_line(record.getMessage())}", file=sys.stderr)
+
+    logging.lastResort = Note(logging.WARNING)
 
 
 def _load(target: str) -> Callable[[Namespace], int]:

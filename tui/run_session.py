@@ -75,7 +75,8 @@ def show_one(args: Namespace) -> int:
     both = reading.read(settings, lambda reader: _with_names(reader, args.id))
     found, names = both["found"], both["names"]
     total = (found["tokens"] or {}).get("total")
-    facts = [found["nickname"], found["path"], found["status"], found["model"], f"{total or 0:,} tokens"]
+    used = f"{total:,} tokens" if total is not None else None  # unknown is not none
+    facts = [found["nickname"], found["path"], found["status"], found["model"], used]
     print("  ".join(clean_line(str(fact)) for fact in facts if fact))
     names["assistant"] = found["nickname"] or "assistant"
     calls = {call["id"]: call for call in found["calls"]}
