@@ -149,7 +149,7 @@ class CallRunner:
         try:
             args = parse_args(tool, call.arguments)
             async with self._agent.swarm.clock.timeout(tool.timeout):
-                return await tool.run(args, context)
+                return await _run(tool, args, context)
         except ToolError as error:
             return ToolOutput(text=str(error), status="error")
         except TimeoutError:
@@ -157,8 +157,7 @@ class CallRunner:
         except StoreError:
             raise
         except Exception as error:
-            log.exception("tool %s failed", tool.name)
-            return ToolOutput(text=f"{tool.name} failed inside: {error!r}", status="error")
+            return _broken(tool, error)
 
     async def block(self, call: str, wait: Wait) -> None:
         self._blocked[call] = wait
@@ -179,6 +178,25 @@ class CallRunner:
     def _lend_if_blocked(self) -> None:
         if self._active and self._active <= self._blocked.keys():
             self._agent.slot.lend()
+
+
+async def _run(tool: Tool, args: Any, context: CallContext) -> ToolOutput:
+    """A time-out or a cancellation that comes from within the tool is neither the call's time limit nor an
+    interrupt of its turn."""
+    try:
+        return await tool.run(args, context)
+    except TimeoutError as error:
+        return _broken(tool, error)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        return _broken(tool, error)
+
+
+def _broken(tool: Tool, error: BaseException) -> ToolOutput:
+    log.error("tool %s failed", tool.name, exc_info=error)
+    return ToolOutput(text=f"{tool.name} failed inside: {error!r}", status="error")
 
 
 def brief_of(tools: Mapping[str, Tool], name: str, arguments: str) -> str:
