@@ -374,7 +374,7 @@ class Swarm:
     @contextmanager
     def watching(self, threads: Iterable[str], event: asyncio.Event) -> Iterator[None]:
         """While inside, `event` is set when one of the agents gets an outcome or the operator's words."""
-        threads = list(threads)
+        threads = set(threads)
         for thread in threads:
             self._watchers.setdefault(thread, set()).add(event)
         try:

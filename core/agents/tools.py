@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field, field_validator
 
+from core.agents.agent import Agent
 from core.agents.prompts import TOOLS
 from core.agents.registry import UnknownAgent
 from core.agents.swarm import Refused, Swarm
@@ -182,7 +183,7 @@ class WaitAgent(SwarmTool):
 
     async def _for_targets(self, args: WaitArgs, ctx: ToolContext, seconds: float, note: str) -> ToolOutput:
         me = self.swarm.live(ctx.thread)
-        threads = self._threads(args, me.path)
+        threads = self._threads(args, me)
         timed_out = False
         if not self._enough(threads, args.mode, me):
             happened = asyncio.Event()
@@ -217,20 +218,22 @@ class WaitAgent(SwarmTool):
         settled = [self.swarm.settled(thread) for thread in threads]
         return (all(settled) if mode == "all" else any(settled)) or me.has_input()
 
-    def _threads(self, args: WaitArgs, caller: str) -> dict[str, str]:
+    def _threads(self, args: WaitArgs, me: Agent) -> dict[str, str]:
         """Thread id → target as it was given. A closed agent still answers with its last status."""
         found: dict[str, str] = {}
         for target in args.targets or []:
             try:
-                found[self.swarm.find(caller, target).thread] = target
+                found[self.swarm.find(me.path, target).thread] = target
             except UnknownAgent as error:
-                path = None if target in self.swarm.state.agents else resolve(caller, target)
+                path = None if target in self.swarm.state.agents else resolve(me.path, target)
                 known = self.swarm.state.by_path(path) if path else self.swarm.state.agents[target]
                 if known is None:
                     raise ToolError(str(error)) from error
                 found[known.thread] = target
             except PathError as error:
                 raise ToolError(str(error)) from error
+        if (own := found.get(me.thread)) is not None:
+            raise ToolError(f"{own!r} is your own path; you cannot wait for yourself")
         return found
 
     def _name(self, thread: str) -> str:

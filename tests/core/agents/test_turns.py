@@ -1,4 +1,4 @@
-"""The turn loop against a server that fails and tools that misbehave: nothing is done twice, nothing is lost, and
+"""The turn loop on servers that fail and tools that misbehave: nothing is done twice, nothing is lost, and
 what is sent is what a strict server takes."""
 
 from __future__ import annotations
