@@ -238,7 +238,7 @@ def test_calls_name_their_children_their_outcome_and_a_summary(shell: Shell, roo
         threads["/root/look"]: "completed",
         threads["/root/fail"]: "errored",
     }
-    assert waits["summary"].splitlines()[0] == "Looked."
+    assert "Looked." in waits["summary"].splitlines()
 
 
 def test_a_child_is_shown_like_a_root(shell: Shell, root: str) -> None:
@@ -274,13 +274,12 @@ def test_a_transcript_reads_well(shell: Shell, root: str) -> None:
     assert lines[0].endswith(" tokens")
     heads = [line.split("  ")[1] for line in lines[1:] if line[2:3] == ":"]
     found = {path: agent["nickname"] for path, agent in agents(shell, root).items()}
-    answers = heads.index("wait_agent") + 1
-    assert heads[:answers] == [
+    mail = [found["/root/fail"], found["/root/look"]]  # comes when it comes
+    assert sorted(head for head in heads if head in mail) == sorted(mail)
+    assert [head for head in heads if head not in mail] == [
         *("operator", "reasoning", "root", "spawn_agent", "spawn_agent", "exec_command", "exec_command"),
-        "wait_agent",
+        *("wait_agent", "root"),
     ]
-    assert set(heads[answers:-1]) == {found["/root/fail"], found["/root/look"]}
-    assert heads[-1] == "root"
     assert "          ┆ 22 more lines (--json shows all)" in lines
     assert f"          ┆ completed {found['/root/look']} Looked." in lines
     assert lines[-1] == "          All is well."
