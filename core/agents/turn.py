@@ -18,6 +18,9 @@ from core.safety.text import clean_line
 if TYPE_CHECKING:
     from core.agents.agent import Agent
 
+LONGEST_KEY = 4096
+_IN_KEYS = "".join(chr(code) for code in range(0x21, 0x7F))
+
 
 class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How a turn ended by itself: its answer, and events that belong into the transaction that ends it."""
@@ -168,22 +171,32 @@ class Turn:
 class Overlay:
     """The text of an answer while it is being written. Shown, never stored (decision 9).
 
-    The recorded AssistantMessage takes its place; `end` is for an answer that never became whole.
+    The recorded AssistantMessage takes its place; `end` is for an answer that never became whole. Secrets are
+    taken out here too: this text reaches the screen without passing the journal's door (decision 12).
     """
 
     def __init__(self, turn: Turn, response: str) -> None:
         self._turn = turn
         self._response = response
         self._offset = 0
+        self._held = ""
         self._shown = False
 
     def add(self, delta: TextDelta) -> None:
         if delta.reset:
             self._send(0, "")
             self._offset = 0
-        if delta.text:
-            self._send(self._offset, delta.text)
-            self._offset += len(delta.text)
+            self._held = ""
+        self._held += delta.text
+        # A key that comes in pieces must be whole to be found: the last word waits for its end.
+        whole = self._held.rstrip(_IN_KEYS)
+        if len(self._held) - len(whole) > LONGEST_KEY:
+            whole = self._held
+        if whole:
+            self._held = self._held[len(whole) :]
+            text = self._turn._agent.swarm.store.redact(whole)
+            self._send(self._offset, text)
+            self._offset += len(text)
             self._shown = True
 
     def end(self) -> None:

@@ -35,6 +35,8 @@ class Store:
         self.clock = clock
         self.reader = reader
         """Read-only, sees what is committed."""
+        self.redact = redact
+        """Text as it would be stored: without secrets."""
         self.jobs = JobStore(self, reader, redact)
         self._writer = writer
         self._locks: dict[str, SwarmLock] = {}
