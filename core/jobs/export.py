@@ -35,6 +35,9 @@ def check_output(output: Path, source: Path | None) -> None:
             raise ExportError(f"the output {output} is the input itself; give another name")
         if output.is_dir():
             raise ExportError(f"the output {output} is a folder; give the name of a file")
+        if output.exists() and not output.is_file():
+            # A file would be renamed over the device, and whoever runs this as root would lose it.
+            raise ExportError(f"the output {output} is a device, pipe or socket; give the name of a file")
         parent = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
         if not parent.is_dir():
             raise ExportError(f"the output {output} cannot be written: {parent} is not a folder")

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from core.store.connection import Row
+from core.store.errors import StoreError
 
 T = TypeVar("T", bound=msgspec.Struct)
 _JSON = frozenset({"tokens", "wait", "argv"})
@@ -58,8 +59,15 @@ class Table(Generic[T]):
         fields: dict[str, Any] = dict(more)
         for name, value in zip(self.fields, row, strict=False):
             if name in _JSON and value is not None:
-                value = json.loads(value)
+                value = _json(self.struct.__name__, name, value)
             elif name == "sandboxed":
                 value = bool(value)
             fields[name] = value
         return msgspec.convert(fields, self.struct)
+
+
+def _json(struct: str, field: str, text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise StoreError(f"the store is damaged: the {field} of an entry ({struct}) is not JSON") from None

@@ -234,6 +234,9 @@ def test_outputs_that_can_never_work(tmp_path: Path) -> None:
         check_output(tmp_path / "file" / "o.csv", None)
     with pytest.raises(ExportError, match="cannot be written"):
         check_output(tmp_path / ("x" * 300) / "o.csv", tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ExportError, match="a device, pipe or socket"):
+        check_output(tmp_path / "pipe", None)
     check_output(tmp_path / "new" / "deep" / "o.csv", None)
     assert not (tmp_path / "new").exists()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from core.domain import events as e
 from core.domain.status import Usage, Wait
 from core.store.connection import FILE_NAME
-from core.store.errors import NotFound
+from core.store.errors import NotFound, StoreError
 from core.store.jobs import JobInput
 from core.store.readers import Reader
 from core.store.store import Store
@@ -448,3 +448,15 @@ async def test_transcripts_and_pages_use_their_indexes(tmp_path: Path) -> None:
         [*_, (_, _, _, detail)] = query(tmp_path, f"EXPLAIN QUERY PLAN {sql}")
         assert index in detail
         assert "TEMP B-TREE" not in detail
+
+
+async def test_a_damaged_cell_is_one_sentence(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await scene(store)
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("UPDATE agents SET tokens = 'x'")
+    db.close()
+    async with Reader.open(tmp_path) as reader:
+        thread = (await reader.sessions())["sessions"][0]["thread"]
+        with pytest.raises(StoreError, match="is damaged: the tokens of an entry"):
+            await reader.tree(thread)
