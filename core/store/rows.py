@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -14,11 +15,15 @@ from core.store.errors import StoreError
 
 T = TypeVar("T", bound=msgspec.Struct)
 _JSON = frozenset({"tokens", "wait", "argv"})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""What SQLite takes as it is: most cells of most rows."""
 
 
 def timestamp(at: datetime) -> str:
     """RFC 3339 in UTC with microseconds, so that text sorts as time does."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return at.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def cell(value: Any) -> Any:
@@ -48,9 +53,10 @@ class Table(Generic[T]):
         )
         self.select = f"SELECT {self.columns} FROM {name} "
         self._swarm = "swarm" not in self.fields
+        self._values = attrgetter(*self.fields)
 
     def row(self, entry: T, swarm: str) -> tuple[Any, ...]:
-        cells = [cell(getattr(entry, field)) for field in self.fields]
+        cells = [value if type(value) in _PLAIN else cell(value) for value in self._values(entry)]
         if self._swarm:
             cells.append(swarm)
         return tuple(cells)
