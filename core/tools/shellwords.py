@@ -16,6 +16,11 @@ from core.safety.text import is_clean
 _SILENCER = re.compile(r"(?:[12]?>{1,2}[ \t]*/dev/null|[12]?>&[12])(?=[ \t\n;|&]|\Z)")
 """The redirections that write nowhere: to /dev/null, and of one output into the other."""
 _OPERATOR = re.compile(r"&&|\|\||[|;\n]")
+_WORDS = """
+! [[ ]] { } if then else elif fi do done case esac while until for in select function time coproc
+"""
+_RESERVED = frozenset(_WORDS.split())
+"""First words that are no program to the shell. Quoted they would be one; that is not worth telling apart."""
 
 
 class Unreadable(ValueError):
@@ -47,6 +52,8 @@ def read(command: str) -> list[Part]:
     while True:
         words = reader.words()
         follows = reader.operator()
+        if words and words[0].text in _RESERVED:
+            raise Unreadable(f"it uses the shell's own word {words[0].text}")
         if words:
             parts.append(Part(operator, tuple(words)))
         elif not (operator in ("", ";") and follows in ("\n", None) and (parts or follows)):

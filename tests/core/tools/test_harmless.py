@@ -448,6 +448,8 @@ def called(shell: str, command: str, stage: Path) -> list[list[str]]:
 )
 @given(st.one_of(scripts, spaced), st.sampled_from(["/bin/sh", "/bin/bash"]))
 @example("ls a|cat 2>&1", "/bin/sh")
+@example("! ls", "/bin/sh")
+@example("time ls", "/bin/bash")
 @example('echo a\nls \'x y\' "a\\"b" c\\ d', "/bin/bash")
 @example("ls '' \"\" || cat a;grep b\n", "/bin/sh")
 def test_the_reader_reads_as_the_shells_do(stage: Path, command: str, shell: str) -> None:
