@@ -121,6 +121,11 @@ class StoreSettings(_Table):
     dir: str | None = None
 
 
+class EngineSettings(_Table):
+    idle_seconds: Seconds = 900.0
+    """The background engine ends by itself after this long without work and without a client."""
+
+
 class ViewSettings(_Table):
     theme: Literal["dark", "light"] | None = None
     glyphs: Literal["unicode", "ascii"] | None = None
@@ -146,6 +151,7 @@ class FileSettings(_Table):
     budget: BudgetSettings = BudgetSettings()
     mcp: dict[str, McpSettings] = {}
     store: StoreSettings = StoreSettings()
+    engine: EngineSettings = EngineSettings()
     view: ViewSettings = ViewSettings()
 
 
@@ -157,6 +163,8 @@ class Settings(FileSettings):
     config_file: Path
     """The user file, whether or not it exists."""
     cwd: Path
+    logs: Path
+    """The folder of the background engine's log. Not made here."""
     api_key: SecretStr | None = None
 
     @property
@@ -244,6 +252,7 @@ def load_settings(
         home=_store_folder(settings, environ, one_folder),
         config_file=path,
         cwd=folder,
+        logs=_log_folder(one_folder),
         api_key=_key(environ, settings.api_key_env),
     )
 
@@ -277,6 +286,12 @@ def _store_folder(settings: FileSettings, environ: Mapping[str, str], one_folder
     if path.exists() and not path.is_dir():
         raise ConfigError(f"the store's folder {_show(path)} is a file: name a folder with --home")
     return path
+
+
+def _log_folder(one_folder: str | None) -> Path:
+    if one_folder:
+        return Path(one_folder).expanduser().absolute() / "logs"
+    return platformdirs.user_state_path(APP)
 
 
 # --- reading the sources ---------------------------------------------------------------------------------

@@ -160,14 +160,14 @@ class Swarm:
 
     # --- spawning ----------------------------------------------------------------------------------------
 
-    async def start_root(self, task: str | None, title: str = "") -> Agent:
+    async def start_root(self, task: str | None, title: str = "", by: str = "operator") -> Agent:
         """The root, running `task` if there is one, else idle until it is given input."""
         agent = await self._spawn(
             Birth(parent=None, name="root", kind="root", task=title or task or "", model=self.config.model)
         )
         self.root = agent
         if task is not None:
-            await self.send_input(agent.thread, task, by="operator")
+            await self.send_input(agent.thread, task, by=by)
         return agent
 
     async def spawn(
@@ -336,6 +336,10 @@ class Swarm:
         agent = self._taking_mail(self.live(thread))
         await self.append([self._mail(agent.thread, by, "INPUT", text, trigger=True)])
 
+    def check_input(self, thread: str) -> None:
+        """Raises what `send_input` would."""
+        self._taking_mail(self.live(thread))
+
     async def send_message(self, sender: Agent, target: Agent, text: str, *, trigger: bool) -> None:
         kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"
         self._taking_mail(target)
@@ -387,6 +391,20 @@ class Swarm:
                     del self._watchers[thread]
 
     # --- stopping ----------------------------------------------------------------------------------------
+
+    def is_closed(self, thread: str) -> bool:
+        known = self.state.agents.get(thread)
+        return known is not None and known.status == "shutdown"
+
+    def would_stop(self, thread: str, cascade: bool) -> list[str]:
+        """Whose turns `interrupt` would stop now."""
+        agent = self.live(thread)
+        targets = [agent, *self.below(agent)] if cascade else [agent]
+        return [a.thread for a in targets if a.busy or a.will_run()]
+
+    def would_close(self, thread: str) -> list[str]:
+        agent = self.live(thread)
+        return [a.thread for a in (*reversed(self.below(agent)), agent)]
 
     async def interrupt(self, thread: str, *, by: str, cascade: bool = False, tell: bool = True) -> list[str]:
         """Stop the turn of one agent, or with `cascade` of everything below it too; who was stopped."""

@@ -6,14 +6,30 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from core.domain.commands import AnyCommand, FeedItem, Page, PageRequest, Reply
+from core.domain.commands import AnyCommand, EngineInfo, FeedItem, Page, PageRequest, Reply
 
 
 class ClientError(Exception):
-    """The engine cannot be reached, or is gone. The message is one sentence for people."""
+    """The engine cannot be reached, or cannot answer. The message is one sentence for people."""
+
+
+class EngineGone(ClientError):
+    """The engine has ended, or the connection to it."""
+
+
+class EngineBusy(ClientError):
+    """The engine lives and did not answer in time (decision 46). What was asked may still happen."""
 
 
 class Client(Protocol):
+    @property
+    def engine(self) -> EngineInfo: ...
+
+    @property
+    def outlives(self) -> bool:
+        """Whether the engine goes on when this client is closed."""
+        ...
+
     async def send(self, command: AnyCommand) -> Reply:
         """Exactly one reply per command, also when it fails. Raises ClientError when there is no engine."""
         ...

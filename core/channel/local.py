@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,16 +11,21 @@ from core.channel.client import Client, ClientError
 from core.channel.feed import Feed
 from core.clock import Clock
 from core.config import Settings
-from core.domain.commands import AnyCommand, Delta, FeedItem, Page, PageRequest, Reply
+from core.domain.commands import AnyCommand, Delta, EngineInfo, FeedItem, Page, PageRequest, Reply
 from core.domain.events import AnyEvent
-from core.engine import Engine, EngineError
+from core.domain.ids import uuid7
+from core.engine.engine import Engine, EngineError
+from core.version import VERSION
 
 
 class LocalClient:
     """`core.channel.client.Client` on an engine of this loop."""
 
+    outlives = False
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.engine = EngineInfo(engine=uuid7(), pid=os.getpid(), kind="local", version=VERSION)
         self._feeds: dict[str, Feed] = {}
         self._commands: set[asyncio.Task[Reply]] = set()
         self._closed = False
@@ -66,7 +72,7 @@ class LocalClient:
             feed = self._feeds[swarm] = Feed(lambda: self._engine.state(swarm))
         return feed
 
-    def _publish(self, swarm: str, events: Sequence[AnyEvent]) -> None:
+    def _publish(self, swarm: str, events: Sequence[AnyEvent], bodies: Sequence[str]) -> None:
         if (feed := self._feeds.get(swarm)) is not None:
             feed.publish(events)
 

@@ -1,4 +1,4 @@
-"""What a face may ask of an engine, and what it gets back. Plain data: this is what will cross the socket."""
+"""What a face may ask of an engine, and what it gets back. Plain data: this is what crosses the socket."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ from typing import Any, Literal
 import msgspec
 
 from core.domain.events import AnyEvent
-from core.domain.state import JobState, SwarmState
+from core.domain.state import AgentState, JobState, SwarmState
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a swarm runs with, from whoever starts or resumes it (decision 4). An engine keeps it in memory
+    and never stores it: it may hold keys. Its repr shows none of it."""
+
+    settings: dict[str, Any] = {}
+    """`core.config.FileSettings` as JSON values."""
+    api_key: str | None = None
+    environment: dict[str, str] = {}
+    """What commands of the agents get of the starter's environment; listed variables only."""
+    secrets: tuple[str, ...] = ()
+    """Values that must never be stored, shown or sent on."""
+
+    def __repr__(self) -> str:
+        return "Setup(…)"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
@@ -17,8 +33,11 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
 
 
 class StartSwarm(Command, frozen=True, kw_only=True, tag="start_swarm"):
-    """Start a root. With `task` None the root waits for input. Reply: {"swarm", "thread"}."""
+    """Start a root. With `task` None the root waits for input. Reply: {"swarm", "thread"}.
 
+    `setup` None: the engine's own settings, environment and key."""
+
+    setup: Setup | None = None
     task: str | None = None
     cwd: str = "."
     title: str = ""
@@ -32,6 +51,7 @@ class RunJob(Command, frozen=True, kw_only=True, tag="run_job"):
     Refused with code "usage" before anything is stored when the input is bad.
     """
 
+    setup: Setup | None = None
     input_path: str
     instruction: str
     cwd: str = "."
@@ -47,27 +67,45 @@ class RunJob(Command, frozen=True, kw_only=True, tag="run_job"):
     unattended: Literal["wait", "refuse"] = "refuse"
 
 
+class ResumeSwarm(Command, frozen=True, kw_only=True, tag="resume_swarm"):
+    """Go on with a swarm that the store holds and nobody owns. Reply: {"swarm", "thread", "changed"};
+    `changed` is False if this engine runs it already. Code "owned" names another owner."""
+
+    swarm: str
+    setup: Setup | None = None
+
+
+class StopEngine(Command, frozen=True, kw_only=True, tag="stop_engine"):
+    """End the engine: running turns are interrupted and recorded, processes ended, everything flushed.
+    Reply, before it has happened: {"pid"}. The connection ends when it has."""
+
+
 class SendInput(Command, frozen=True, kw_only=True, tag="send_input"):
-    """The operator's words to an agent; they start a turn, or join the running one at its next step."""
+    """The operator's words to an agent; they start a turn, or join the running one at its next step.
+    Reply: {"changed"}: whether anything was sent (not in a dry run)."""
 
     swarm: str
     thread: str
     text: str
+    dry_run: bool = False
 
 
 class Interrupt(Command, frozen=True, kw_only=True, tag="interrupt"):
-    """Stop the running turn. Reply: {"stopped": [thread, …]}."""
+    """Stop the running turn. Reply: {"stopped": [thread, …], "changed"}; a dry run names who would be."""
 
     swarm: str
     thread: str
     cascade: bool = False
+    dry_run: bool = False
 
 
 class Close(Command, frozen=True, kw_only=True, tag="close"):
-    """End an agent and everything below it. Reply: {"closed": [thread, …]}."""
+    """End an agent and everything below it. Reply: {"closed": [thread, …], "changed"}; a dry run names who
+    would be. Closing a closed agent changes nothing."""
 
     swarm: str
     thread: str
+    dry_run: bool = False
 
 
 class Decide(Command, frozen=True, kw_only=True, tag="decide"):
@@ -79,20 +117,32 @@ class Decide(Command, frozen=True, kw_only=True, tag="decide"):
 
 
 class ListSwarms(Command, frozen=True, kw_only=True, tag="list_swarms"):
-    """Reply: {"swarms": [{"swarm", "title", "live"}, …]}: those this engine owns."""
+    """Reply: {"swarms": [{"swarm", "title", "root", "live", "running", "asks", "started_at"}, …]}: those this
+    engine owns, newest first. `live`: something in it still happens; `running`: agents with a turn."""
 
 
-AnyCommand = StartSwarm | RunJob | SendInput | Interrupt | Close | Decide | ListSwarms
+AnyCommand = (
+    StartSwarm | RunJob | ResumeSwarm | StopEngine | SendInput | Interrupt | Close | Decide | ListSwarms
+)
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Exactly one per command. `error` is one sentence for people; `code` is for programs:
-    not_found, usage, refused, decided, limit, closed, error."""
+    not_found, usage, refused, decided, owned, limit, busy, closed, error."""
 
     ok: bool = True
     value: dict[str, Any] = {}
     error: str = ""
     code: str = ""
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers: `kind` is "background" (the home's own engine), "exec", "job", "demo" or "local"."""
+
+    engine: str
+    pid: int
+    kind: str
+    version: str
 
 
 # --- the feed --------------------------------------------------------------------------------------------
@@ -145,7 +195,7 @@ class TranscriptPage(msgspec.Struct, frozen=True, kw_only=True, tag="transcript_
     events: tuple[AnyEvent, ...]
     seq: int
     more: bool
-    """Whether there are older events before the first."""
+    """Whether there are older events before the first (asked with `after`: newer ones behind the last)."""
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,11 +221,13 @@ class JobRowsPage(msgspec.Struct, frozen=True, kw_only=True, tag="job_rows_page"
 
 
 class GetTranscript(msgspec.Struct, frozen=True, kw_only=True, tag="get_transcript"):
-    """The newest `limit` transcript events of an agent with seq < `before` (None: the newest of all)."""
+    """The newest `limit` transcript events of an agent with seq < `before` (None: the newest of all); with
+    `after`, the oldest `limit` with seq > `after` instead."""
 
     swarm: str
     thread: str
     before: int | None = None
+    after: int | None = None
     limit: int = 500
 
 
@@ -189,11 +241,32 @@ class GetJobRows(msgspec.Struct, frozen=True, kw_only=True, tag="get_job_rows"):
 
 
 class GetEvents(msgspec.Struct, frozen=True, kw_only=True, tag="get_events"):
-    """Every event of a swarm with seq > `after`, oldest first: what a reader of the feed missed."""
+    """Events of a swarm with seq > `after`, oldest first: what a reader of the feed missed. With `before`
+    the newest `limit` of those with seq < `before`, still oldest first. `agent`: of one agent only."""
 
     swarm: str
     after: int = 0
+    before: int | None = None
+    agent: str | None = None
     limit: int = 1000
+
+
+class GetAgents(msgspec.Struct, frozen=True, kw_only=True, tag="get_agents"):
+    """Agents of a swarm in spawn order, from `order` `start` on; `status` (empty: all) filters."""
+
+    swarm: str
+    status: tuple[str, ...] = ()
+    start: int = 0
+    limit: int = 1000
+
+
+class AgentsPage(msgspec.Struct, frozen=True, kw_only=True, tag="agents_page"):
+    """`counts` is complete, by status; `truncated` says that more agents fit the question."""
+
+    agents: tuple[AgentState, ...]
+    counts: dict[str, int]
+    truncated: bool
+    seq: int
 
 
 class EventsPage(msgspec.Struct, frozen=True, kw_only=True, tag="events_page"):
@@ -202,5 +275,5 @@ class EventsPage(msgspec.Struct, frozen=True, kw_only=True, tag="events_page"):
     """The newest seq of the swarm when this was read."""
 
 
-PageRequest = GetTranscript | GetJobRows | GetEvents
-Page = TranscriptPage | JobRowsPage | EventsPage
+PageRequest = GetTranscript | GetJobRows | GetEvents | GetAgents
+Page = TranscriptPage | JobRowsPage | EventsPage | AgentsPage

@@ -176,13 +176,16 @@ class SwarmState(msgspec.Struct, kw_only=True):
         """Whether nothing more will happen by itself: the root's last turn has an outcome, and no agent
         runs, starts or has mail that will wake it, and no job is under way."""
         root = self.agents.get(self.root) if self.root else None
-        if root is None or root.status not in SETTLED:
-            return False
+        return root is not None and root.status in SETTLED and not self.active()
+
+    def active(self) -> bool:
+        """Whether an agent runs, starts or has mail that will wake it, or a job is under way. A root that
+        waits for its first input is not active."""
         if any(agent.live for agent in self.agents.values()):
-            return False
+            return True
         if any(job.status in ("pending", "running") for job in self.jobs.values()):
-            return False
-        return not any(self.wakes(mail) for mail in self.mail.values())
+            return True
+        return any(self.wakes(mail) for mail in self.mail.values())
 
     def wakes(self, mail: QueuedMail) -> bool:
         """Whether queued mail will start a turn of its idle agent. Interrupt beats mail (decision 20): after

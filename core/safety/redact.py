@@ -66,10 +66,18 @@ class Redactor:
     """
 
     def __init__(self, env: Mapping[str, str], key_vars: Iterable[str] = ()) -> None:
-        named = set(key_vars)
-        values = {v.strip() for name, v in env.items() if name in named or _KEY_NAME.search(name)}
-        self._values = _spellings(value for value in values if len(value) >= MIN_SECRET and value != MARK)
+        self._secrets: set[str] = set()
+        self._values: list[str] = []
+        self.learn(secret_values(env, key_vars))
         self._rules = [(hints, re.compile(pattern), stays) for hints, pattern, stays in _PATTERNS]
+
+    def learn(self, values: Iterable[str]) -> None:
+        """Take further values out from now on."""
+        fresh = {value.strip() for value in values} - self._secrets
+        fresh = {value for value in fresh if len(value) >= MIN_SECRET and value != MARK}
+        if fresh:
+            self._secrets |= fresh
+            self._values = _spellings(self._secrets)
 
     def __call__(self, text: str) -> str:
         if len(text) < MIN_SECRET:
@@ -97,6 +105,13 @@ class Redactor:
         except (ValueError, RecursionError):
             return text
         return text if redacted == value else json.dumps(redacted, ensure_ascii=False)
+
+
+def secret_values(env: Mapping[str, str], key_vars: Iterable[str] = ()) -> set[str]:
+    """The values of variables whose names say that they hold a key, and of `key_vars`."""
+    named = set(key_vars)
+    found = {v.strip() for name, v in env.items() if name in named or _KEY_NAME.search(name)}
+    return {value for value in found if len(value) >= MIN_SECRET}
 
 
 def redact_value(value: Any, redact: Callable[[str], str]) -> Any:

@@ -198,30 +198,56 @@ class Reader:
         return state
 
     async def transcript(
-        self, swarm: str, thread: str, before: int | None = None, limit: int = 500
+        self,
+        swarm: str,
+        thread: str,
+        before: int | None = None,
+        limit: int = 500,
+        *,
+        after: int | None = None,
     ) -> TranscriptPage:
-        """The newest `limit` transcript events of an agent with seq < `before`. Raises NotFound."""
+        """The newest `limit` transcript events of an agent with seq < `before`; with `after` the oldest with
+        seq > `after`. Raises NotFound."""
         limit = max(1, min(limit, PAGE_LIMIT))
         seq = await self._seq(swarm)
         if not await self.all("SELECT 1 FROM agents WHERE thread = ? AND swarm = ?", (thread, swarm)):
             raise NotFound(f"there is no agent {thread} in swarm {swarm}")
+        order = "DESC" if after is None else "ASC"
         rows = await self.all(
             "SELECT body, seq, at, type FROM events WHERE agent = ? AND shown = 1 AND swarm = ? AND seq < ?"
-            " ORDER BY seq DESC LIMIT ?",
-            (thread, swarm, seq + 1 if before is None else min(before, seq + 1), limit + 1),
+            f" AND seq > ? ORDER BY seq {order} LIMIT ?",
+            (thread, swarm, seq + 1 if before is None else min(before, seq + 1), after or 0, limit + 1),
         )
-        events, _ = _decode(rows[limit - 1 :: -1] if len(rows) > limit else rows[::-1], thread)
-        return TranscriptPage(events=events, seq=seq, more=len(rows) > limit)
+        more = len(rows) > limit
+        kept = rows[:limit] if after is not None else rows[:limit][::-1]
+        return TranscriptPage(events=_decode(kept, thread)[0], seq=seq, more=more)
 
-    async def events(self, swarm: str, after: int = 0, limit: int = 1000) -> EventsPage:
-        """Events of a swarm with seq > `after`, oldest first. Raises NotFound."""
+    async def events(
+        self,
+        swarm: str,
+        after: int = 0,
+        limit: int = 1000,
+        *,
+        before: int | None = None,
+        agent: str | None = None,
+    ) -> EventsPage:
+        """Events of a swarm with seq > `after`, oldest first; with `before` the newest `limit` below it,
+        oldest first too; of one `agent` if it is given. Raises NotFound."""
         seq = await self._seq(swarm)
+        only = "" if agent is None else " AND agent = ?"
+        order = "ASC" if before is None else "DESC"
         rows = await self.all(
-            "SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq > ? AND seq <= ?"
-            " ORDER BY seq LIMIT ?",
-            (swarm, after, seq, max(1, min(limit, PAGE_LIMIT))),
+            f"SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq > ? AND seq < ?{only}"
+            f" ORDER BY seq {order} LIMIT ?",
+            (
+                swarm,
+                after,
+                seq + 1 if before is None else min(before, seq + 1),
+                *(() if agent is None else (agent,)),
+                max(1, min(limit, PAGE_LIMIT)),
+            ),
         )
-        return EventsPage(events=_decode(rows, None)[0], seq=seq)
+        return EventsPage(events=_decode(rows if before is None else rows[::-1], None)[0], seq=seq)
 
     async def _seq(self, swarm: str) -> int:
         """Read before the events: what is committed later is left out, so a page is true for one moment."""

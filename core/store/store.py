@@ -72,7 +72,7 @@ class Store:
 
     @property
     def on_commit(self) -> Committed | None:
-        """Called with (swarm, events) after each commit, in order, before its writers go on; synchronous."""
+        """Called with (swarm, events, their JSON) after each commit, in order; synchronous."""
         return self._writer.on_commit
 
     @on_commit.setter

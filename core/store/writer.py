@@ -26,7 +26,8 @@ from core.store.projection import LiveSwarm, Projection
 log = logging.getLogger("watchroom.store")
 T = TypeVar("T")
 Op = Callable[[Db], Awaitable[tuple[T, Sequence[e.Event]]]]
-Committed = Callable[[str, Sequence[e.AnyEvent]], None]
+Committed = Callable[[str, Sequence[e.AnyEvent], Sequence[str]], None]
+"""(swarm, events, their JSON): what was written once is not encoded again for those who only pass it on."""
 
 QUEUE = 1024
 """Requests that may wait; further callers wait for room."""
@@ -148,7 +149,7 @@ class Writer:
 
     async def _write(self, batch: list[_Request]) -> None:
         projection = Projection()
-        committed: dict[str, list[e.AnyEvent]] = {}
+        committed: dict[str, tuple[list[e.AnyEvent], list[str]]] = {}
         begun = any(request.op is not None for request in batch)
         if begun:
             await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
@@ -160,16 +161,18 @@ class Writer:
                 continue
             for event, body in stamped:
                 projection.add(self.swarms[request.swarm], event, body)
-                committed.setdefault(request.swarm, []).append(event)
+                events, bodies = committed.setdefault(request.swarm, ([], []))
+                events.append(event)
+                bodies.append(body)
         statements = projection.statements()
         if begun:
             await self._db.commit(statements, begun=True)
         elif statements:
             await self._patiently(lambda: self._db.commit(statements, begun=False))
-        for swarm, events in committed.items():
+        for swarm, (events, _) in committed.items():
             self.swarms[swarm].publish(events)
-        for swarm, events in committed.items():
-            self._tell(swarm, events)
+        for swarm, (events, bodies) in committed.items():
+            self._tell(swarm, events, bodies)
         for request in batch:
             request.settle()
 
@@ -230,11 +233,11 @@ class Writer:
                 raise _Refused(problem) from error
         return stamped
 
-    def _tell(self, swarm: str, events: list[e.AnyEvent]) -> None:
+    def _tell(self, swarm: str, events: list[e.AnyEvent], bodies: list[str]) -> None:
         if self.on_commit is None:
             return
         try:
-            self.on_commit(swarm, events)
+            self.on_commit(swarm, events, bodies)
         except Exception:
             # The events are on disk: whoever appended them must not be told otherwise.
             log.exception("store: a subscriber failed on events of swarm %s", swarm)

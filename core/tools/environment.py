@@ -36,14 +36,19 @@ FIXED = {
 }
 
 
-def child_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a command gets of `source` (default: this process's environment)."""
-    source = os.environ if source is None else source
-    env = {
+def listed(source: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that may reach a command."""
+    return {
         name: value
         for name, value in source.items()
         if (name in PASSED or name.startswith("LC_")) and "\0" not in value
     }
+
+
+def child_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a command gets of `source` (default: this process's environment)."""
+    source = os.environ if source is None else source
+    env = listed(source)
     env["PATH"] = search_path(source)
     return env | FIXED
 

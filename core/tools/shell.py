@@ -32,6 +32,8 @@ class ShellPolicy:
     sandbox: Sandbox | None
     workspace: Path
     hidden: tuple[Path, ...] = ()
+    environment: Mapping[str, str] | None = None
+    """Where commands get their environment from, in part; None: this process's."""
 
 
 class ExecArgs(ToolArgs):
@@ -85,8 +87,8 @@ class ExecCommand(Tool):
         """Status ok for exit code 0, error for any other end, refused when policy or operator say no."""
         _check_command(args.cmd)
         cwd = self._folder(args.workdir, ctx.cwd)
-        env = child_environment()
         policy = self._policy
+        env = child_environment(policy.environment)
         decision = decide(
             policy.approval_policy,
             policy.mode,

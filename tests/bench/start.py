@@ -45,7 +45,7 @@ HEAVY = (
     "pydantic",
     "aiosqlite",
     "msgspec",
-    "core.engine",
+    "core.engine.engine",
 )
 ENTRY = "import sys; from tui.cli import main; sys.exit(main())"
 SMALLEST = """

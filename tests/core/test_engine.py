@@ -329,7 +329,7 @@ async def test_swarms_of_one_engine_are_strangers(tmp_path: Path) -> None:
             )
         listed = (await client.send(ListSwarms())).value["swarms"]
         assert [(row["swarm"], row["title"], row["live"]) for row in listed] == [
-            (one.swarm, f"task {n}", True) for n, one in enumerate(three)
+            (one.swarm, f"task {n}", True) for n, one in reversed(list(enumerate(three)))
         ]
         first, second, third = three
         # A thread of one swarm is nobody in another.
@@ -358,7 +358,7 @@ async def test_a_root_without_a_task_waits_for_its_operator_until_it_is_closed(t
         [said] = watched.of(e.UserMessage)
         assert (said.text, said.author) == ("hi", "script")
         closed = await client.send(Close(swarm=watched.swarm, thread=watched.root))
-        assert closed.value == {"closed": [watched.root]}
+        assert closed.value == {"closed": [watched.root], "changed": True}
         late = await client.send(send)
         assert (late.ok, late.code, late.error) == (False, "not_found", "root (/root) is closed")
 

@@ -49,7 +49,7 @@ def test_importing_the_console_imports_no_engine() -> None:
         "aiosqlite",
         "sqlite3",
         "pydantic",
-        "core.engine",
+        "core.engine.engine",
         "core.store.store",
     ]
     done = subprocess.run(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-import core.engine
+import core.engine.engine
+import core.engine.models
 from core.agents.swarm import Swarm
 from core.agents.tools import control_tools
 from core.clock import Clock
@@ -36,8 +37,8 @@ class Stage:
         self.folder = tmp_path
         self.tools = list(tools)
         self._transports: list[ScriptedTransport] = []
-        monkeypatch.setattr(core.engine, "ScriptedTransport", self._transport)
-        monkeypatch.setattr(core.engine, "control_tools", self._tools)
+        monkeypatch.setattr(core.engine.models, "ScriptedTransport", self._transport)
+        monkeypatch.setattr(core.engine.engine, "control_tools", self._tools)
 
     def _transport(self, played: Scenario, clock: Clock) -> ScriptedTransport:
         self._transports.append(ScriptedTransport(played, clock, keep=1000))

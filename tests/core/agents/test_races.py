@@ -88,7 +88,7 @@ class World:
     def state(self) -> SwarmState:
         return self.swarm.state
 
-    def committed(self, swarm: str, events: Sequence[e.AnyEvent]) -> None:
+    def committed(self, swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
         self.swarm.on_commit(events)
         self.events += events
         self._changed.set()

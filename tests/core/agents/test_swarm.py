@@ -257,9 +257,9 @@ async def test_an_interrupt_stops_one_turn_and_tells_the_parent(tmp_path: Path) 
         )
         child = watched.at("/root/a")
         reply = await client.send(Interrupt(swarm=watched.swarm, thread=child.thread))
-        assert reply.value == {"stopped": [child.thread]}
+        assert reply.value == {"stopped": [child.thread], "changed": True}
         again = await client.send(Interrupt(swarm=watched.swarm, thread=child.thread))
-        assert again.value == {"stopped": []}
+        assert again.value == {"stopped": [], "changed": False}
         await watched.quiet()
     assert watched.at("/root/a").status == "interrupted"
     assert watched.at("/root/a").status_message == "by operator"

@@ -160,7 +160,7 @@ async def test_an_interrupt_ends_the_wait_for_a_rate_limit(
     async with stage.play({"/root": [limited]}, clock=clock) as watched:
         await watched.until(lambda s: waits_for(watched, "rate_limit"))
         reply = await watched.client.send(Interrupt(swarm=watched.swarm, thread=watched.root))
-        assert reply.value == {"stopped": [watched.root]}
+        assert reply.value == {"stopped": [watched.root], "changed": True}
         await watched.quiet()
         assert (watched.at("/root").status, watched.at("/root").wait) == ("interrupted", None)
         await passes(clock, 200)

@@ -50,7 +50,9 @@ async def test_every_command_has_exactly_one_reply_also_when_it_fails(tmp_path: 
                 reply = await client.send(command)
                 assert (reply.ok, reply.code) == (False, code)
             listed = await client.send(ListSwarms())
-            assert listed.value == {"swarms": [{"swarm": watched.swarm, "title": "go", "live": False}]}
+            [row] = listed.value["swarms"]
+            assert (row["swarm"], row["title"], row["live"]) == (watched.swarm, "go", False)
+            assert (row["root"], row["running"], row["asks"]) == (watched.root, 0, 0)
 
 
 async def test_nothing_is_stored_for_a_job_that_is_refused(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ class Room:
             self.closed.append(worker.thread)
             self._changed.set()
 
-    def on_commit(self, swarm: str, events: Sequence[AnyEvent]) -> None:
+    def on_commit(self, swarm: str, events: Sequence[AnyEvent], bodies: Sequence[str] = ()) -> None:
         self.events.extend(events)
         self._changed.set()
 

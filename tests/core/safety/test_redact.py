@@ -197,7 +197,7 @@ async def test_no_event_carries_a_secret_to_the_disk_or_to_subscribers(tmp_path:
     redact = Redactor({"OPENAI_API_KEY": CANARY}, [])
     store = await Store.open(tmp_path, clock=FakeClock(), redact=redact)
     try:
-        store.on_commit = lambda _, events: told.extend(e.encode(event) for event in events)
+        store.on_commit = lambda _, events, bodies: told.extend(e.encode(event) for event in events)
         await store.create("s")
         spawned = e.AgentSpawned(agent=f"before {MARK} after", path="/root", nickname="n")
         await store.append("s", [spawned, *(_filled(kind) for kind in EVENT_TYPES)])

@@ -19,7 +19,7 @@ from tests.core.store.tools import opened, query
 async def check(home: Path, events: list[e.Event], sizes: list[int]) -> None:
     async with opened(home) as store:
         told: list[e.AnyEvent] = []
-        store.on_commit = lambda _, batch: told.extend(batch)
+        store.on_commit = lambda _, batch, bodies: told.extend(batch)
         await store.create("s")
         left, turn = list(events), 0
         while left:

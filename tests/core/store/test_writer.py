@@ -54,7 +54,7 @@ async def test_concurrent_appends_are_dense_ordered_and_told_before_callers_go_o
     async with opened(tmp_path) as store:
         swarm, threads = await new_swarm(store, agents=4)
         before = store.state(swarm).seq
-        store.on_commit = lambda _, events: told.extend(events)
+        store.on_commit = lambda _, events, bodies: told.extend(events)
 
         async def talk(thread: str) -> None:
             for number in range(50):
@@ -78,7 +78,7 @@ async def test_what_gathers_during_a_commit_shares_the_next_one(tmp_path: Path) 
     batches: list[int] = []
     async with opened(tmp_path) as store:
         swarm, [root] = await new_swarm(store)
-        store.on_commit = lambda _, events: batches.append(len(events))
+        store.on_commit = lambda _, events, bodies: batches.append(len(events))
         async with asyncio.TaskGroup() as group:
             for number in range(200):
                 group.create_task(store.append(swarm, [say(root, str(number))]))
@@ -102,7 +102,7 @@ async def test_state_is_one_object_that_changes_only_after_the_commit(tmp_path: 
         swarm, [root] = await new_swarm(store)
         state, seen = store.state(swarm), []
 
-        def told(_: str, events: Sequence[e.AnyEvent]) -> None:
+        def told(_: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
             on_disk = query(tmp_path, "SELECT max(seq) FROM events")[0][0]
             seen.append((on_disk, state.seq, events[-1].seq))
 
@@ -193,7 +193,7 @@ async def test_lone_surrogates_are_stored_as_replacement_characters(tmp_path: Pa
 async def test_a_subscriber_that_fails_does_not_make_a_write_fail(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(swarm: str, events: Sequence[e.AnyEvent]) -> None:
+    def broken(swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
         raise RuntimeError("subscriber")
 
     async with opened(tmp_path) as store:

@@ -1,0 +1,471 @@
+"""One engine: commands in, committed events and deltas out. It owns a store and the swarms it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from core.agents.agent import AgentSpec
+from core.agents.approvals import AlreadyDecided, UnknownApproval
+from core.agents.config import SwarmConfig
+from core.agents.registry import UnknownAgent
+from core.agents.swarm import Refused, Swarm
+from core.agents.tools import control_tools
+from core.clock import Clock, SystemClock
+from core.config import Settings
+from core.domain import commands as c
+from core.domain import events as e
+from core.domain.ids import uuid7
+from core.domain.limits import LimitError
+from core.domain.paths import PathError, depth
+from core.domain.state import SwarmState
+from core.engine.models import ModelPool
+from core.engine.setup import SetupError, environment_of, settings_of, swarm_config
+from core.engine.workers import JobWorkers
+from core.jobs.errors import JobInputError
+from core.jobs.service import JobRequest, JobService, check_request
+from core.jobs.tools import SpawnAgentsOnCsv
+from core.models.types import ModelError
+from core.safety.redact import Redactor
+from core.safety.text import clean_line, shorten
+from core.scripted.scenario import ScenarioError, load_scenario
+from core.store.errors import NotFound, StoreError
+from core.store.store import Store
+from core.tools.base import Tool
+from core.tools.sandbox import Sandbox
+from core.tools.shell import ExecCommand, ShellPolicy
+
+log = logging.getLogger("watchroom.engine")
+TITLE_CHARS = 60
+AUTHOR_CHARS = 60
+MAX_AGENTS_PAGE = 5000
+
+
+class EngineError(Exception):
+    """The engine cannot start, cannot go on, or cannot answer; one sentence."""
+
+
+class CommandError(Exception):
+    """A command that cannot be carried out; becomes the reply's error and code."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_CODES: dict[type[Exception], str] = {
+    UnknownAgent: "not_found",
+    UnknownApproval: "not_found",
+    NotFound: "not_found",
+    AlreadyDecided: "decided",
+    PathError: "usage",
+    JobInputError: "usage",
+    SetupError: "usage",
+    ScenarioError: "usage",
+    LimitError: "limit",
+    Refused: "refused",
+    ModelError: "error",
+    StoreError: "error",
+}
+
+
+class Hosted(msgspec.Struct, kw_only=True):
+    """A swarm that this engine runs."""
+
+    swarm: Swarm
+    jobs: JobService
+    settings: Settings
+    policy: ShellPolicy
+
+
+class Engine:
+    """Owned by `running`. Commands in by `handle`; committed events and deltas out by the two sinks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        models: ModelPool,
+        redactor: Redactor,
+        clock: Clock,
+        hidden: Sequence[Path] = (),
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.clock = clock
+        self.on_events: Callable[[str, Sequence[e.AnyEvent], Sequence[str]], None] = lambda *_: None
+        """Called with (swarm, events, their JSON) after each commit, in order."""
+        self.on_delta: Callable[[str, c.Delta], None] = lambda swarm, delta: None
+        self.changed = asyncio.Event()
+        """Set whenever `busy()` may have changed; whoever waits clears it."""
+        self.stop_asked = asyncio.Event()
+        """Somebody asked for the end of this engine."""
+        self._models = models
+        self._redactor = redactor
+        self._hidden = tuple(hidden)
+        self._hosted: dict[str, Hosted] = {}
+        self._opening: set[str] = set()
+        """Swarms on their way: being resumed."""
+        self._sandbox: tuple[Sandbox | None, str] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._stop = asyncio.Event()
+        store.on_commit = self._committed
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, settings: Settings, clock: Clock | None = None, *, hidden: Sequence[Path] = ()
+    ) -> AsyncIterator[Engine]:
+        """An engine at work. On leaving, running turns are interrupted and recorded, processes are ended,
+        everything is flushed. `hidden`: folders that no command in a sandbox may see, beside the home.
+        Raises EngineError if it cannot start, or if its store broke."""
+        try:
+            async with cls._running(settings, clock or SystemClock(), hidden) as engine:
+                yield engine
+        except (StoreError, ScenarioError, ModelError) as error:
+            raise EngineError(str(error)) from error
+        except BaseExceptionGroup as group:
+            broken, rest = group.split(StoreError)
+            if broken is None or rest is not None:
+                raise
+            raise EngineError(str(_leaf(broken))) from group
+
+    @classmethod
+    @asynccontextmanager
+    async def _running(
+        cls, settings: Settings, clock: Clock, hidden: Sequence[Path]
+    ) -> AsyncIterator[Engine]:
+        async with AsyncExitStack() as stack:
+            redactor = Redactor(os.environ, [settings.api_key_env])
+            if settings.scripted is not None:
+                load_scenario(settings.scripted)  # a wrong one is refused before anything is made
+            models = await stack.enter_async_context(ModelPool(clock))
+            store = await Store.open(settings.home, clock=clock, redact=redactor)
+            stack.push_async_callback(store.aclose)
+            engine = cls(settings, store, models, redactor, clock, hidden)
+            raised: BaseException | None = None
+            async with asyncio.TaskGroup() as group:
+                engine._group = group
+                watch = group.create_task(engine._watch_store())
+                try:
+                    yield engine
+                except BaseException as error:
+                    # What the body raised is the face's own matter: the swarms end in order first, and it
+                    # goes on without a group around it.
+                    raised = error
+                engine._stop.set()
+                watch.cancel()
+            if raised is not None:
+                raise raised
+
+    # --- commands ----------------------------------------------------------------------------------------
+
+    async def handle(self, command: c.AnyCommand) -> c.Reply:
+        """Carry out one command; every failure is a reply."""
+        try:
+            return c.Reply(value=await self._dispatch(command))
+        except CommandError as error:
+            return c.Reply(ok=False, error=str(error), code=error.code)
+        except tuple(_CODES) as error:
+            code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+            return c.Reply(ok=False, error=clean_line(str(error)), code=code)
+
+    async def _dispatch(self, command: c.AnyCommand) -> dict[str, Any]:
+        _check_author(command.author)
+        match command:
+            case c.StartSwarm():
+                return await self._start_swarm(command)
+            case c.RunJob():
+                return await self._run_job(command)
+            case c.ResumeSwarm():
+                return await self._resume_swarm(command)
+            case c.StopEngine():
+                self.stop_asked.set()
+                return {"pid": os.getpid()}
+            case c.ListSwarms():
+                return {"swarms": [_listed(hosted.swarm.state) for hosted in reversed(self._hosted.values())]}
+            case _:
+                return await self._steer(command, self._swarm(command.swarm))
+
+    async def _steer(
+        self, command: c.SendInput | c.Interrupt | c.Close | c.Decide, swarm: Swarm
+    ) -> dict[str, Any]:
+        """What is done to one agent of a swarm."""
+        by = command.author
+        match command:
+            case c.SendInput():
+                if not command.text.strip():
+                    raise CommandError("there is nothing to send", "usage")
+                if command.dry_run:
+                    swarm.check_input(command.thread)
+                else:
+                    await swarm.send_input(command.thread, command.text, by)
+                return {"changed": not command.dry_run}
+            case c.Interrupt():
+                if command.dry_run:
+                    return {"stopped": swarm.would_stop(command.thread, command.cascade), "changed": False}
+                stopped = await swarm.interrupt(command.thread, by=by, cascade=command.cascade)
+                return {"stopped": stopped, "changed": bool(stopped)}
+            case c.Close():
+                if swarm.is_closed(command.thread):
+                    return {"closed": [], "changed": False}
+                if command.dry_run:
+                    return {"closed": swarm.would_close(command.thread), "changed": False}
+                return {"closed": await swarm.close(command.thread, by=by), "changed": True}
+            case c.Decide():
+                await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
+                return {"changed": True}
+
+    def _swarm(self, swarm: str) -> Swarm:
+        found = self._hosted.get(swarm)
+        if found is None:
+            raise CommandError(f"this engine runs no swarm {clean_line(swarm)}", "not_found")
+        return found.swarm
+
+    async def _start_swarm(self, command: c.StartSwarm) -> dict[str, Any]:
+        title = command.title or title_of(command.task)
+        settings = settings_of(command.setup, self.settings)
+        config = swarm_config(settings, command.cwd, command.unattended)
+        hosted = await self._new_swarm(command, settings, config, title, command.source)
+        root = await hosted.swarm.start_root(command.task, title, by=command.author)
+        return {"swarm": hosted.swarm.id, "thread": root.thread}
+
+    async def _run_job(self, command: c.RunJob) -> dict[str, Any]:
+        """A job below a root that has no turns (decision 30); checked before anything is stored."""
+        settings = settings_of(command.setup, self.settings)
+        request = JobRequest.of(command)
+        wanted = command.max_concurrency or settings.jobs.max_concurrency
+        config = swarm_config(settings, command.cwd, command.unattended, threads=wanted + 1)
+        request = msgspec.structs.replace(request, cwd=config.cwd)
+        checked = await check_request(request, settings.jobs, wanted)
+        hosted = await self._new_swarm(command, settings, config, f"job {checked.name}", "job")
+        root = await hosted.swarm.start_root(None, f"job {checked.name}")
+        job = await hosted.jobs.launch(root.thread, checked)
+        return {"swarm": hosted.swarm.id, "thread": root.thread, "job": job}
+
+    async def _resume_swarm(self, command: c.ResumeSwarm) -> dict[str, Any]:
+        raise CommandError("this engine cannot resume a swarm yet", "error")
+
+    # --- swarms ------------------------------------------------------------------------------------------
+
+    async def _new_swarm(
+        self,
+        command: c.StartSwarm | c.RunJob,
+        settings: Settings,
+        config: SwarmConfig,
+        title: str,
+        source: str,
+    ) -> Hosted:
+        """A new swarm, recorded and served by a task of its own."""
+        hosted = await self._host(uuid7(), command.setup, settings, config)
+        swarm, config = hosted.swarm, hosted.swarm.config
+        await self.store.create(swarm.id)
+        self._hosted[swarm.id] = hosted
+        await swarm.append(
+            [
+                e.SwarmStarted(
+                    title=title,
+                    cwd=str(config.cwd),
+                    model=config.model,
+                    source=source,
+                    server=swarm.model.server,
+                    approval_policy=config.approval_policy,
+                    sandbox=config.sandbox,
+                    sandboxed=config.sandboxed,
+                    unattended=config.unattended,
+                    slots=config.limits.max_threads,
+                )
+            ]
+        )
+        await self._serving(hosted)
+        return hosted
+
+    async def _host(
+        self, swarm_id: str, setup: c.Setup | None, settings: Settings, config: SwarmConfig
+    ) -> Hosted:
+        """Everything that a swarm needs, put together; nothing runs or is recorded yet."""
+        assert self._group is not None, "an engine runs before it starts swarms"
+        if self._stop.is_set() or self.stop_asked.is_set():
+            raise CommandError("the engine is stopping; nothing new is started", "closed")
+        if setup is not None:
+            self._redactor.learn(setup.secrets)
+        model = await self._models.client(settings)
+        sandbox = await self._find_sandbox(config)
+        config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
+        swarm = Swarm(
+            swarm=swarm_id,
+            store=self.store,
+            model=model,
+            config=config,
+            clock=self.clock,
+            tools=lambda spec: self._tools(swarm_id, spec),
+            publish=lambda delta: self.on_delta(swarm_id, delta),
+        )
+        jobs = JobService(
+            swarm=swarm_id,
+            store=self.store,
+            workers=JobWorkers(swarm),
+            clock=self.clock,
+            settings=settings.jobs,
+            slots=swarm.slots.capacity,
+            group=self._group,
+        )
+        policy = ShellPolicy(
+            approval_policy=settings.approval_policy,
+            mode=settings.sandbox,
+            sandbox=sandbox,
+            workspace=config.cwd,
+            hidden=(self.settings.home, *self._hidden),
+            environment=environment_of(setup),
+        )
+        return Hosted(swarm=swarm, jobs=jobs, settings=settings, policy=policy)
+
+    async def _serving(self, hosted: Hosted) -> None:
+        """Start the task that serves a swarm until the engine stops; returns once it takes agents."""
+        assert self._group is not None
+        ready = asyncio.Event()
+        self._group.create_task(self._serve(hosted, ready), name=f"swarm {hosted.swarm.id}")
+        await ready.wait()
+
+    async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
+        """This machine's sandbox, looked for once; None when there is none or it is turned off."""
+        if config.sandbox == "off":
+            return None
+        if self._sandbox is None:
+            self._sandbox = await Sandbox.detect(config.cwd, self.clock)
+            if self._sandbox[0] is None:
+                log.warning("no sandbox: %s", self._sandbox[1])
+        return self._sandbox[0]
+
+    async def _watch_store(self) -> None:
+        """A store that cannot be written is fatal (decision 13)."""
+        # Shielded: the future is the store's own and must outlive this watch.
+        raise await asyncio.shield(self.store.failed)
+
+    async def _serve(self, hosted: Hosted, ready: asyncio.Event) -> None:
+        """One swarm until the engine stops."""
+        async with hosted.swarm.serve():
+            ready.set()
+            try:
+                await self._stop.wait()
+            finally:
+                # Before the agents end: no row fails because the engine does.
+                await hosted.jobs.aclose()
+
+    def _tools(self, id_: str, spec: AgentSpec) -> list[Tool]:
+        """What an agent may use: workers no agents and no jobs, everybody else all (decision 30)."""
+        hosted = self._hosted[id_]
+        tools: list[Tool] = [ExecCommand(hosted.policy)]
+        if spec.kind == "worker":
+            return tools
+        config = hosted.swarm.config
+        if config.subagents:
+            tools += control_tools(hosted.swarm)
+        if hosted.settings.jobs.enabled and depth(spec.path) < config.limits.max_depth:
+            tools.append(SpawnAgentsOnCsv(hosted.jobs))
+        return tools
+
+    # --- what faces read ---------------------------------------------------------------------------------
+
+    def runs(self, swarm: str) -> bool:
+        return swarm in self._hosted
+
+    def state(self, swarm: str) -> SwarmState:
+        """The live, committed state. Raises KeyError for a swarm that is not this engine's."""
+        return self._hosted[swarm].swarm.state
+
+    def busy(self) -> bool:
+        """Whether something still happens in a swarm of this engine, or will without anything new."""
+        return bool(self._opening) or any(hosted.swarm.state.active() for hosted in self._hosted.values())
+
+    async def page(self, request: c.PageRequest) -> c.Page:
+        """Raises EngineError."""
+        try:
+            match request:
+                case c.GetTranscript():
+                    return await self.store.reader.transcript(
+                        request.swarm, request.thread, request.before, request.limit, after=request.after
+                    )
+                case c.GetEvents():
+                    return await self.store.reader.events(
+                        request.swarm,
+                        request.after,
+                        request.limit,
+                        before=request.before,
+                        agent=request.agent,
+                    )
+                case c.GetJobRows():
+                    state = self.state(request.swarm)
+                    rows = await self.store.jobs.page(request.job, request.start, request.limit)
+                    job = state.jobs.get(request.job)
+                    return c.JobRowsPage(
+                        rows=tuple(rows), total=job.total if job else len(rows), seq=state.seq, job=job
+                    )
+                case c.GetAgents():
+                    return agents_page(self.state(request.swarm), request)
+        except (NotFound, StoreError) as error:
+            raise EngineError(str(error)) from error
+        except KeyError:
+            raise EngineError(f"this engine runs no swarm {clean_line(request.swarm)}") from None
+
+    def _committed(self, swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
+        if (found := self._hosted.get(swarm)) is not None:
+            found.swarm.on_commit(events)
+        self.changed.set()
+        self.on_events(swarm, events, bodies)
+
+
+def agents_page(state: SwarmState, request: c.GetAgents) -> c.AgentsPage:
+    """Agents in spawn order, filtered and cut; the counts are of all."""
+    counts: dict[str, int] = {}
+    for agent in state.agents.values():
+        counts[agent.status] = counts.get(agent.status, 0) + 1
+    fitting = [
+        agent
+        for agent in state.agents.values()
+        if agent.order >= request.start and (not request.status or agent.status in request.status)
+    ]
+    limit = max(1, min(request.limit, MAX_AGENTS_PAGE))
+    return c.AgentsPage(
+        agents=tuple(fitting[:limit]), counts=counts, truncated=len(fitting) > limit, seq=state.seq
+    )
+
+
+def _listed(state: SwarmState) -> dict[str, Any]:
+    return {
+        "swarm": state.swarm,
+        "title": state.title,
+        "root": state.root,
+        "live": state.active(),
+        "running": sum(1 for agent in state.agents.values() if agent.live),
+        "asks": len(state.approvals),
+        "started_at": state.started_at,
+    }
+
+
+def _check_author(author: str) -> None:
+    """Who did it is shown and recorded: it must be readable, and must not pass for an agent or the engine."""
+    if not author.strip() or author != clean_line(author) or len(author) > AUTHOR_CHARS:
+        raise CommandError("the author of a command must be a short plain name", "usage")
+    if author.startswith("/") or author == "engine":
+        raise CommandError(f"a command cannot come from {shorten(author, AUTHOR_CHARS)}", "usage")
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The first exception inside nested groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def title_of(task: str | None) -> str:
+    """A swarm's title: the first line of its task; empty without one (its first input names it then)."""
+    lines = (task or "").strip().splitlines()
+    return shorten(clean_line(lines[0]), TITLE_CHARS) if lines else ""

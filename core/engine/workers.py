@@ -1,0 +1,48 @@
+"""Job workers on a swarm's control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.agents.swarm import Swarm, SwarmEnding
+from core.jobs.workers import Outcome, WorkersGone
+from core.tools.base import Tool
+
+
+class JobWorkers:
+    """`core.jobs.workers.Workers` on a swarm's control plane."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+
+    async def run_worker(
+        self,
+        *,
+        owner: str,
+        thread: str,
+        name: str,
+        task: str,
+        message: str,
+        tools: Sequence[Tool],
+        job: str,
+        item: str,
+        model: str | None,
+        role: str | None,
+    ) -> Outcome:
+        try:
+            state = await self._swarm.run_worker(
+                owner=owner,
+                thread=thread,
+                name=name,
+                task=task,
+                message=message,
+                tools=tools,
+                job=job,
+                item=item,
+                model=model,
+                role=role,
+            )
+        except SwarmEnding as error:
+            raise WorkersGone(str(error)) from error
+        status = state.status if state.status in ("completed", "interrupted") else "errored"
+        return Outcome(status=status, message=state.status_message)
