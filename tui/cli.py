@@ -12,57 +12,12 @@ import os
 import sys
 
 from tui import exits
+from tui.verbs import COMMON, LATER, PROGRAM, TAKES_VALUE, VERBS, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Sequence
-
-PROGRAM = "watchroom"
-
-COMMON: tuple[tuple[tuple[str, ...], dict[str, object]], ...] = (
-    (("--base-url",), {"metavar": "URL", "help": "server that speaks the Responses API, or scripted:NAME"}),
-    (("--model",), {"metavar": "NAME", "help": "model to ask"}),
-    (("--api-key-env",), {"metavar": "VAR", "help": "environment variable that holds the API key"}),
-    (
-        ("--approval-policy",),
-        {"choices": ("untrusted", "on-request", "never"), "help": "when a command asks an operator first"},
-    ),
-    (
-        ("--sandbox",),
-        {"choices": ("read-only", "workspace-write", "off"), "help": "what commands may touch"},
-    ),
-    (("--full-auto",), {"action": "store_true", "help": "never ask, write in the workspace only"}),
-    (("-C", "--cd"), {"metavar": "DIR", "help": "working folder of the agents"}),
-    (("--profile",), {"metavar": "NAME", "help": "[profiles.NAME] of the settings file"}),
-    (
-        ("--progress",),
-        {"choices": ("auto", "line", "lines", "off"), "default": "auto", "help": "progress of a job"},
-    ),
-    (
-        ("-c",),
-        {"metavar": "key=value", "action": "append", "default": [], "dest": "values", "help": "any setting"},
-    ),
-    (("--config",), {"metavar": "FILE", "help": "settings file to read"}),
-    (("--home",), {"metavar": "DIR", "help": "folder for settings and store (WATCHROOM_HOME)"}),
-    (("--json",), {"action": "store_true", "help": "JSON on standard output, nothing else there"}),
-    (("--plain",), {"action": "store_true", "help": "lines instead of the full-screen console"}),
-)
-_TAKES_VALUE = {flag for flags, how in COMMON if how.get("action") != "store_true" for flag in flags}
-LATER = ("resume", "engine", "attach", "stop", "watch", "agent", "doctor", "completion")
-"""Verbs of the manual that this version does not have: never taken for a task by accident."""
-
-
-class Verb:
-    """What a verb is called, and the function (`module:name`) that does it and returns the exit code."""
-
-    def __init__(
-        self, run: str, summary: str, example: str, arguments: Callable[[ArgumentParser], None] | None = None
-    ) -> None:
-        self.run = run
-        self.summary = summary
-        self.example = example
-        self.arguments = arguments or (lambda parser: None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +107,7 @@ def find_verb(argv: Sequence[str]) -> tuple[str, list[str]]:
         if second is None and {"-h", "--help"} & set(rest):
             print(_group_help(word, group))
             raise SystemExit(exits.OK)
-        said = "nothing" if second is None else _quote(rest[second])
+        said = "nothing" if second is None else quote(rest[second])
         raise exits.Quit(exits.USAGE, f"{word} needs one of {', '.join(group)} after it, not {said}")
     _refuse_near_verb(word)
     return "", list(argv)
@@ -167,23 +122,24 @@ def _word(argv: Sequence[str], start: int) -> int | None:
             return None  # what follows is never a verb
         if arg == "-" or not arg.startswith("-"):
             return index
-        index += 2 if arg in _TAKES_VALUE else 1
+        index += 2 if arg in TAKES_VALUE else 1
     return None
 
 
 def _refuse_near_verb(word: str) -> None:
     """One bare word that looks like a verb is a slip, not a task for a swarm with a shell."""
-    force = f"(to give it to the console as a task: {PROGRAM} -- {_quote(word)})"
+    force = f"(to give it to the console as a task: {PROGRAM} -- {quote(word)})"
     if word in LATER:
-        raise exits.Quit(exits.USAGE, f"this version has no verb {_quote(word)} {force}")
+        raise exits.Quit(exits.USAGE, f"this version has no verb {quote(word)} {force}")
     if word.isascii() and word.isalpha() and word.islower():
         import difflib
 
-        known = sorted({name.split()[0] for name in VERBS if name} | {"help", "version"})
+        listed = {name.split()[0] for name, verb in VERBS.items() if name and not verb.hidden}
+        known = sorted(listed | {"help", "version"})
         near = difflib.get_close_matches(word, known, 1, 0.75)
         if near:
             hint = f"--{near[0]}" if near[0] in ("help", "version") else near[0]
-            raise exits.Quit(exits.USAGE, f"there is no verb {_quote(word)}; did you mean {hint}? {force}")
+            raise exits.Quit(exits.USAGE, f"there is no verb {quote(word)}; did you mean {hint}? {force}")
 
 
 # --- parsers ---------------------------------------------------------------------------------------------
@@ -206,7 +162,8 @@ def _parser(name: str) -> ArgumentParser:
     epilog = f"example:\n  {verb.example}"
     if not name:
         width = max(len(other) for other in VERBS)
-        listed = "\n".join(f"  {other:{width}}  {VERBS[other].summary}" for other in VERBS if other)
+        shown = {other: verb for other, verb in VERBS.items() if other and not verb.hidden}
+        listed = "\n".join(f"  {other:{width}}  {verb.summary}" for other, verb in shown.items())
         epilog = f"verbs (each has its own --help):\n{listed}\n\n{epilog}"
     parser = Parser(
         prog=f"{PROGRAM} {name}".strip(),
@@ -222,139 +179,14 @@ def _parser(name: str) -> ArgumentParser:
     verb.arguments(parser)
     group = parser.add_argument_group("common options")
     for flags, how in COMMON:
-        group.add_argument(*flags, **how)  # type: ignore[arg-type]
+        shown_how = how if flags[0] in verb.options else {**how, "help": argparse.SUPPRESS}
+        group.add_argument(*flags, **shown_how)  # type: ignore[arg-type]
     return parser
 
 
 def _group_help(word: str, group: list[str]) -> str:
-    listed = "\n".join(f"  {name:6}  {VERBS[f'{word} {name}'].summary}" for name in group)
+    listed = "\n".join(f"  {name:9}  {VERBS[f'{word} {name}'].summary}" for name in group)
     return f"usage: {PROGRAM} {word} {{{','.join(group)}}} ...\n\n{listed}"
-
-
-def _at_least_one(text: str) -> int:
-    return _number(text, 1, None)
-
-
-def _port(text: str) -> int:
-    return _number(text, 0, 65535)
-
-
-def _number(text: str, low: int, high: int | None) -> int:
-    from argparse import ArgumentTypeError
-
-    if not text.isascii() or not text.isdigit() or int(text) < low or (high is not None and int(text) > high):
-        bounds = f"{low} or more" if high is None else f"from {low} to {high}"
-        raise ArgumentTypeError(f"must be a whole number, {bounds}, not {_quote(text)}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    from argparse import ArgumentTypeError
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise ArgumentTypeError(f"must be a number of seconds above 0, not {_quote(text)}")
-    return value
-
-
-def _console(parser: ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", nargs="?", help="what the root agent shall do")
-
-
-def _exec(parser: ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="what the root agent shall do; - reads it from stdin")
-
-
-def _job_run(parser: ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", help="CSV file, one row per worker")
-    parser.add_argument(
-        "--instruction",
-        metavar="TEXT|@FILE",
-        required=True,
-        help="what to do with a row; {column} is filled in",
-    )
-    parser.add_argument("--output", metavar="FILE", help="CSV to write (default: beside the input)")
-    parser.add_argument("--id-column", metavar="C", help="column that names the rows")
-    parser.add_argument("--name", metavar="N", help="name of the job")
-    parser.add_argument("--max-concurrency", metavar="N", type=_at_least_one, help="workers at a time")
-    parser.add_argument("--max-runtime", metavar="SECONDS", type=_seconds, help="limit per row")
-    parser.add_argument("--max-attempts", metavar="N", type=_at_least_one, help="tries per row")
-    parser.add_argument("--schema", metavar="FILE", help="JSON Schema that every result must fit")
-    parser.add_argument("--no-export", action="store_true", help="keep the results in the store only")
-    parser.add_argument("--raw", action="store_true", help="write cells as they are, formulas too")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show row 1, store nothing")
-
-
-def _one(metavar: str, what: str) -> Callable[[ArgumentParser], None]:
-    def add(parser: ArgumentParser) -> None:
-        parser.add_argument("id", metavar=metavar, help=what)
-
-    return add
-
-
-def _server(parser: ArgumentParser) -> None:
-    parser.add_argument("--port", metavar="N", type=_port, default=0, help="0, the default, takes a free one")
-    parser.add_argument("--scenario", metavar="NAME|FILE", default="demo", help="what the model answers")
-
-
-VERBS: dict[str, Verb] = {
-    "": Verb(
-        "tui.run_console:run",
-        "run, watch and steer a swarm of LLM agents",
-        f'{PROGRAM} --model gpt-5 "find out why the tests are slow"',
-        _console,
-    ),
-    "demo": Verb(
-        "tui.run_demo:run",
-        "a real swarm on the embedded scripted model: no key, no network",
-        f"{PROGRAM} demo --plain",
-    ),
-    "exec": Verb(
-        "tui.run_exec:run",
-        "run one task without a console; the answer goes to standard output",
-        f'{PROGRAM} exec --model gpt-5 "summarise README.md in three lines" > summary.txt',
-        _exec,
-    ),
-    "job run": Verb(
-        "tui.run_job:run",
-        "map one worker agent over each row of a CSV file",
-        f'{PROGRAM} job run files.csv --instruction "Count the lines of {{path}}." --output counted.csv',
-        _job_run,
-    ),
-    "job list": Verb(
-        "tui.run_job:show_list", "jobs in the store, newest first", f"{PROGRAM} job list --json"
-    ),
-    "job show": Verb(
-        "tui.run_job:show_one",
-        "one job: counts, errors, where its output is",
-        f"{PROGRAM} job show 8184e894",
-        _one("ID", "id of a job, its first letters, or its name"),
-    ),
-    "session list": Verb(
-        "tui.run_session:show_list", "swarms in the store, newest first", f"{PROGRAM} session list"
-    ),
-    "session show": Verb(
-        "tui.run_session:show_one",
-        "the transcript of one agent",
-        f"{PROGRAM} session show 019c2f",
-        _one("THREAD", "thread id of an agent, or its first letters"),
-    ),
-    "session tree": Verb(
-        "tui.run_session:show_tree",
-        "the agents of a swarm, parents before children",
-        f"{PROGRAM} session tree 019c2f --json",
-        _one("ID", "thread id of a swarm's root, or its first letters"),
-    ),
-    "scripted-server": Verb(
-        "tui.run_server:run",
-        "the offline model as a Responses server on this machine",
-        f"{PROGRAM} scripted-server --port 8099 --scenario count-lines",
-        _server,
-    ),
-}
 
 
 # --- the end ---------------------------------------------------------------------------------------------
@@ -407,12 +239,6 @@ def _fail(message: str, code: int) -> int:
 
     print(f"{PROGRAM}: {clean_line(message)}", file=sys.stderr)
     return code
-
-
-def _quote(text: str) -> str:
-    from core.safety.text import clean_line, shorten
-
-    return f"'{shorten(clean_line(text), 60)}'"
 
 
 def _drop_stdout() -> None:

@@ -76,14 +76,27 @@ def test_every_help_shows_an_example_that_parses(name: str, capsys: pytest.Captu
     verb, rest = cli.find_verb(words[1:])
     assert verb == name
     cli._parser(verb).parse_args(rest)
-    assert "--base-url URL" in shown
+    for flags, _ in cli.COMMON:
+        assert (f"{flags[0]} " in shown) == (flags[0] in cli.VERBS[name].options or flags[0] in rest), flags
+
+
+def test_a_verb_takes_options_that_do_not_matter_to_it_and_its_help_is_silent_about_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verb, rest = cli.find_verb(["--model", "m", "session", "list", "--sandbox", "off", "--plain"])
+    assert cli._parser(verb).parse_args(rest).model == "m"
+    assert cli.main(["session", "show", "--help"]) == exits.OK
+    shown = capsys.readouterr().out
+    assert "--home DIR" in shown
+    for flag in ("--model", "--sandbox", "--full-auto", "--progress", "--plain"):
+        assert flag not in shown
 
 
 def test_the_manuals_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == exits.OK
     shown = capsys.readouterr().out
-    for name in cli.VERBS:
-        assert name in shown
+    for name, verb in cli.VERBS.items():
+        assert (f"\n  {name} " in shown) != verb.hidden or not name
     assert cli.main(["job", "--help"]) == exits.OK
     assert "list,run,show" in capsys.readouterr().out
 
@@ -122,8 +135,15 @@ def test_common_options_count_before_and_after_the_verb() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["resume"], "no verb 'resume'"),
-        (["doctor", "--json"], "no verb 'doctor'"),
+        (["watch"], "no verb 'watch'"),
+        (["doctr", "--json"], "did you mean doctor?"),
+        (["agent"], "agent needs one of close, interrupt, list, send after it, not nothing"),
+        (["agent", "iris"], "not 'iris'"),
+        (["agent", "interrupt"], "AGENT"),
+        (["agent", "send", "iris"], "TEXT"),
+        (["agent", "list", "--status", "asleep"], "--status"),
+        (["completion", "tcsh"], "SHELL"),
+        (["engine", "now"], "unrecognized arguments: now"),
         (["jobs"], "did you mean job?"),
         (["sesion", "list"], "did you mean session?"),
         (["help"], "did you mean --help?"),
