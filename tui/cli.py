@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> int:
 
     try:
         name, rest = find_verb(argv)
-        args = _parser(name).parse_args(rest)
+        args = parser_of(name).parse_args(rest)
         _hear_warnings()
         return _load(VERBS[name].run)(args)
     except exits.Quit as error:
@@ -145,7 +145,7 @@ def _refuse_near_verb(word: str) -> None:
 # --- parsers ---------------------------------------------------------------------------------------------
 
 
-def _parser(name: str) -> ArgumentParser:
+def parser_of(name: str) -> ArgumentParser:
     import argparse
 
     class Parser(argparse.ArgumentParser):

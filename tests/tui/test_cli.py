@@ -75,7 +75,7 @@ def test_every_help_shows_an_example_that_parses(name: str, capsys: pytest.Captu
     assert words[0] == "watchroom"
     verb, rest = cli.find_verb(words[1:])
     assert verb == name
-    cli._parser(verb).parse_args(rest)
+    cli.parser_of(verb).parse_args(rest)
     for flags, _ in cli.COMMON:
         assert (f"{flags[0]} " in shown) == (flags[0] in cli.VERBS[name].options or flags[0] in rest), flags
 
@@ -84,7 +84,7 @@ def test_a_verb_takes_options_that_do_not_matter_to_it_and_its_help_is_silent_ab
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     verb, rest = cli.find_verb(["--model", "m", "session", "list", "--sandbox", "off", "--plain"])
-    assert cli._parser(verb).parse_args(rest).model == "m"
+    assert cli.parser_of(verb).parse_args(rest).model == "m"
     assert cli.main(["session", "show", "--help"]) == exits.OK
     shown = capsys.readouterr().out
     assert "--home DIR" in shown
@@ -126,9 +126,9 @@ def test_the_verb_may_stand_among_the_options(argv: list[str], verb: str, rest: 
 
 def test_common_options_count_before_and_after_the_verb() -> None:
     verb, rest = cli.find_verb(["-c", "a=1", "--model", "m", "exec", "-c", "b=2", "do", "--home", "h"])
-    args = cli._parser(verb).parse_args(rest)
+    args = cli.parser_of(verb).parse_args(rest)
     assert (args.values, args.model, args.home, args.task) == (["a=1", "b=2"], "m", "h", "do")
-    again = cli._parser("exec").parse_args(["do"])
+    again = cli.parser_of("exec").parse_args(["do"])
     assert again.values == []
 
 

@@ -38,7 +38,7 @@ def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(engine: FakeEngine, mode: headless.Mode = "headless", *, approve: bool = False) -> int:
-    args = cli._parser("exec").parse_args(["x", "--base-url", "scripted:x"])
+    args = cli.parser_of("exec").parse_args(["x", "--base-url", "scripted:x"])
     settings = setup.headless(setup.settings_of(args))
     try:
         return headless.run(settings, COMMAND, mode, approve=approve, engine=engine.connect)
@@ -135,7 +135,7 @@ def test_without_approve_nothing_is_ever_decided(capfd: pytest.CaptureFixture[st
 
 
 def run_the_job(engine: FakeEngine, *options: str) -> int:
-    args = cli._parser("job run").parse_args(
+    args = cli.parser_of("job run").parse_args(
         ["in.csv", "--instruction", "Count {path}", "--base-url", "scripted:x", *options]
     )
     try:
@@ -206,7 +206,7 @@ def test_a_job_that_is_refused_stores_nothing_and_says_why(capfd: pytest.Capture
 def test_instruction_and_schema_are_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "i.txt").write_text("\ufeffDo {it}.\n")
     (tmp_path / "s.json").write_text('{"type": "object"}')
-    parse = cli._parser("job run").parse_args
+    parse = cli.parser_of("job run").parse_args
     good = run_job.command_of(
         parse(["x", "--instruction", f"@{tmp_path}/i.txt", "--schema", f"{tmp_path}/s.json"])
     )
