@@ -18,18 +18,16 @@ def run(args: Namespace) -> int:
     return headless.run(settings, command, "json" if args.json else "headless")
 
 
-def read_task(text: str) -> str:
-    """The task itself; `-` reads standard input. Raises Quit for an empty or unreadable one."""
+def read_task(text: str, what: str = "the task", hint: str = "say what the root agent shall do") -> str:
+    """The text itself; `-` reads standard input. Raises Quit, about `what`, for an empty or unreadable one."""
     if text == "-":
         data = sys.stdin.buffer.read(MAX_TASK_BYTES + 1)
         if len(data) > MAX_TASK_BYTES:
-            raise exits.Quit(
-                exits.USAGE, f"the task on standard input is larger than {MAX_TASK_BYTES:,} bytes"
-            )
+            raise exits.Quit(exits.USAGE, f"{what} on standard input is larger than {MAX_TASK_BYTES:,} bytes")
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
-            raise exits.Quit(exits.USAGE, "the task on standard input is not UTF-8 text") from None
+            raise exits.Quit(exits.USAGE, f"{what} on standard input is not UTF-8 text") from None
     if not text.strip():
-        raise exits.Quit(exits.USAGE, "the task is empty: say what the root agent shall do")
+        raise exits.Quit(exits.USAGE, f"{what} is empty: {hint}")
     return text
