@@ -68,6 +68,17 @@ def owner_alive(home: Path, swarm: str) -> bool:
     return False
 
 
+def owned_swarms(home: Path) -> set[str]:
+    """The swarms of this home that some process owns now."""
+    try:
+        names = [entry.name.removesuffix(".lock") for entry in os.scandir(home / "locks")]
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise StoreError(sentence(error, f"the locks of {home} cannot be read")) from error
+    return {name for name in names if _NAME.match(name) and owner_alive(home, name)}
+
+
 def owner_pid(home: Path, swarm: str) -> int | None:
     """What the owner wrote about itself; None if it cannot be read."""
     try:

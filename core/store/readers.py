@@ -21,7 +21,7 @@ from core.store import shapes
 from core.store.connection import FILE_NAME, Db, Row, connect_reader
 from core.store.errors import NotFound, StoreError, sentence
 from core.store.loading import load_state, without_owner
-from core.store.locks import owner_alive
+from core.store.locks import owned_swarms, owner_alive
 from core.store.projection import JOBS, SWARMS
 from core.store.schema import check_readable
 from core.view.transcript import Transcript
@@ -117,6 +117,14 @@ class Reader:
 
     async def exists(self, swarm: str) -> bool:
         return bool(await self.all("SELECT 1 FROM swarms WHERE swarm = ?", (swarm,)))
+
+    async def live_swarms(self) -> list[str]:
+        """Swarms with a living owner, newest first."""
+        owned = await asyncio.to_thread(owned_swarms, self._home)
+        rows = (
+            await self.all("SELECT swarm FROM swarms ORDER BY started_at DESC, swarm DESC") if owned else []
+        )
+        return [swarm for (swarm,) in rows if swarm in owned]
 
     async def _alive(self, swarm: str) -> bool:
         return await asyncio.to_thread(owner_alive, self._home, swarm)
