@@ -19,7 +19,7 @@ def run(args: Namespace) -> int:
 
 
 def read_task(text: str, what: str = "the task", hint: str = "say what the root agent shall do") -> str:
-    """The text itself; `-` reads standard input. Raises Quit, about `what`, for an empty or unreadable one."""
+    """The text itself; `-` reads standard input. Raises Quit, about `what`, if it is empty or unreadable."""
     if text == "-":
         data = sys.stdin.buffer.read(MAX_TASK_BYTES + 1)
         if len(data) > MAX_TASK_BYTES:
