@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +12,7 @@ import msgspec
 from core.domain.state import AgentState, SwarmState
 from core.store import shapes
 from core.store.errors import NotFound
+from core.store.locks import owner_pid
 from core.store.readers import Reader
 
 
@@ -82,4 +85,27 @@ def running_below(state: SwarmState, thread: str) -> Sequence[AgentState]:
             below.add(agent.thread)
             if agent.live:
                 found.append(agent)
+    return found
+
+
+class Owned(msgspec.Struct, frozen=True, kw_only=True):
+    """A swarm with a living owner. `busy`: something in it still happens; `pid` as the owner wrote it."""
+
+    swarm: str
+    pid: int | None
+    busy: bool
+
+
+async def owned(reader: Reader, home: Path) -> list[Owned]:
+    """Swarms with a living owner, newest first. Raises StoreError."""
+    found = []
+    for swarm in await reader.live_swarms():
+        busy = await reader.all(
+            "SELECT 1 FROM agents WHERE swarm = ? AND status IN ('pending_init', 'running')"
+            " UNION ALL SELECT 1 FROM agent_jobs WHERE swarm = ?"
+            " AND status NOT IN ('completed', 'failed', 'cancelled') LIMIT 1",
+            (swarm, swarm),
+        )
+        pid = await asyncio.to_thread(owner_pid, home, swarm)
+        found.append(Owned(swarm=swarm, pid=pid, busy=bool(busy)))
     return found
