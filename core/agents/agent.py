@@ -11,13 +11,14 @@ import msgspec
 
 from core.agents import prompts
 from core.agents.history import History
+from core.agents.reload import read_history
 from core.agents.slots import Slot
 from core.agents.turn import Turn, TurnEnd
 from core.domain import events as e
 from core.domain.ids import uuid7
 from core.domain.status import Wait
 from core.models.types import ModelError
-from core.store.errors import StoreError
+from core.store.errors import NotFound, StoreError
 from core.tools.base import Tool
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("watchroom.agents")
 ERROR_CHARS = 3600
+STOPPED = "the engine was stopped"
+
+
+class HistoryError(Exception):
+    """An agent's history is in the store and cannot be read."""
 
 
 class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +55,14 @@ class Interruption(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """Owned by the swarm's task group through `run`. Only `run` ends turns; others ask it to."""
+    """Owned by the swarm's task group through `run`. Only `run` ends turns; others ask it to.
 
-    def __init__(self, swarm: Swarm, spec: AgentSpec, tools: Sequence[Tool], slot: Slot) -> None:
+    One that comes back from the store (`reloaded`) reads its history when it needs it: with its next turn.
+    """
+
+    def __init__(
+        self, swarm: Swarm, spec: AgentSpec, tools: Sequence[Tool], slot: Slot, *, reloaded: bool = False
+    ) -> None:
         self.swarm = swarm
         self.spec = spec
         self.thread, self.path = spec.thread, spec.path
@@ -75,8 +86,13 @@ class Agent:
         self._wake = asyncio.Event()
         self.children: dict[str, Agent] = {}
         """Open agents right below, by thread id."""
-        self._fresh = spec.kind != "root"
+        self._fresh = spec.kind != "root" and not reloaded
         """Born with a task and without a turn yet: its first turn will come."""
+        self._reloaded = reloaded
+        self._unread: list[e.Event] | None = [] if reloaded else None
+        """While the history is still in the store: what came since."""
+        self._begun: str | None = None
+        """A turn that is recorded as begun and waits to be gone on with."""
         self._closing: str | None = None
         self._turn: asyncio.Task[TurnEnd] | None = None
         self._turn_id = ""
@@ -104,7 +120,10 @@ class Agent:
 
     def on_event(self, event: e.Event) -> None:
         """Take in one committed event of this agent, in order."""
-        self.history.add(event)
+        if self._unread is None:
+            self.history.add(event)
+        else:
+            self._unread.append(event)
         match event:
             case e.MailQueued():
                 self._mail[event.mail] = event
@@ -124,6 +143,28 @@ class Agent:
                 self._open_calls.pop(event.call, None)
             case _:
                 return
+
+    def go_on_with(self, turn: str) -> None:
+        """Run a turn whose begin is recorded already."""
+        self._begun = turn
+        self._idle.clear()
+
+    async def load(self) -> None:
+        """Have the history in memory. Raises HistoryError."""
+        if self._unread is None:
+            return
+        upto = self.swarm.state.seq
+        try:
+            history, born = await read_history(self.swarm.store, self.swarm.id, self.thread, upto)
+        except (NotFound, StoreError) as error:
+            # Not the end of the engine: other agents, other swarms can go on.
+            raise HistoryError(f"the history of {self.path} cannot be read: {error}") from error
+        for event in self._unread:
+            if event.seq > upto:
+                history.add(event)
+        self._unread = None
+        self.history = history
+        self.effort = born.effort
 
     def has_input(self) -> bool:
         """Whether the operator typed something that no turn has taken yet."""
@@ -185,8 +226,9 @@ class Agent:
 
     async def run(self) -> None:
         try:
-            seconds = round(self.swarm.clock.monotonic() - self._born, 3)
-            await self.swarm.append([e.AgentReady(agent=self.thread, seconds=seconds)])
+            if not self._reloaded or self.swarm.state.agents[self.thread].status == "pending_init":
+                seconds = round(self.swarm.clock.monotonic() - self._born, 3)
+                await self.swarm.append([e.AgentReady(agent=self.thread, seconds=seconds)])
             while self._closing is None:
                 if not self._next_is_due():
                     self.slot.release()
@@ -207,7 +249,7 @@ class Agent:
         """Whether, after the present turn if there is one, another starts without anything new."""
         if self._closing is not None or self.swarm.ending:
             return False
-        return self._fresh or self._trigger() is not None
+        return self._fresh or self._begun is not None or self._trigger() is not None
 
     def _trigger(self) -> e.MailQueued | None:
         """The mail that starts the next turn. After an interrupt only newer mail counts (decision 20)."""
@@ -218,11 +260,14 @@ class Agent:
     async def _one_turn(self) -> None:
         trigger = self._trigger()
         cause = "input" if trigger is not None and trigger.kind == "INPUT" else "mail"
-        self._turn_id = uuid7()
+        begun, self._begun = self._begun, None
+        self._turn_id = begun or uuid7()
         self._fresh = False
         self._idle.clear()
         started = self.swarm.clock.monotonic()
-        self._turn = task = asyncio.create_task(self._turn_body(cause), name=f"turn {self.path}")
+        self._turn = task = asyncio.create_task(
+            self._turn_body(None if begun else cause), name=f"turn {self.path}"
+        )
         if self._interruption is not None:
             task.cancel()
         try:
@@ -242,7 +287,7 @@ class Agent:
                 self._idle.set()
             # Else it came when the turn was over: it is for the next one, which is about to start.
 
-    async def _turn_body(self, cause: str) -> TurnEnd:
+    async def _turn_body(self, cause: str | None) -> TurnEnd:
         await self.ensure_slot()
         return await Turn(self, self._turn_id).run(cause)
 
@@ -268,7 +313,7 @@ class Agent:
             return
         if isinstance(error, StoreError):
             raise error
-        if isinstance(error, ModelError):
+        if isinstance(error, ModelError | HistoryError):
             text = str(error)
         else:
             log.error("turn of %s failed", self.path, exc_info=error)
@@ -281,7 +326,7 @@ class Agent:
         )
 
     async def _settle_interrupted(self, turn: str, seconds: float) -> None:
-        why = self._interruption or Interruption("engine", "the swarm is ending", wake_parent=False)
+        why = self._interruption or Interruption("engine", STOPPED, wake_parent=False)
         aborted = await self._abort_calls(f"aborted: interrupted by {why.by} after {seconds:.1f} s")
         ended: list[e.Event] = [*aborted]
         if self.swarm.config.interrupt_message:

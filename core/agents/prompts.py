@@ -35,6 +35,36 @@ This turn was interrupted {who}. Calls that were running were aborted; their eff
 </turn_aborted>"""
 
 
+RESUMED = """\
+<resumed>
+The engine that ran this team ended, and another one goes on with it now. {own}
+{rest}
+</resumed>"""
+
+RESUMED_CUT = """\
+Your last turn was cut: see what is done and go on from there. Commands and effects of it may be partial."""
+
+RESUMED_OTHER = "You had ended your turn."
+
+LISTED = 50
+
+
+def resumed(*, cut: bool, stopped: list[str], working: list[str], jobs: list[str]) -> str:
+    """What a root reads first when its swarm is resumed. `cut`: its own turn was; the lists are lines."""
+    lines: list[str] = []
+    for title, entries in (
+        ("Agents whose turn was cut (each keeps its history; a followup_task starts it again):", stopped),
+        ("Agents that go on by themselves:", working),
+        ("Jobs that go on (a message tells you when one has ended):", jobs),
+    ):
+        if entries:
+            lines += [title, *(f"- {entry}" for entry in entries[:LISTED])]
+            if len(entries) > LISTED:
+                lines.append(f"- and {len(entries) - LISTED} more")
+    rest = "\n".join(lines) or "No other agent was cut."
+    return RESUMED.format(own=RESUMED_CUT if cut else RESUMED_OTHER, rest=rest)
+
+
 def instructions(*, path: str, nickname: str, kind: str, cwd: str, role_text: str = "") -> str:
     """The base instructions of an agent. `kind`: root, child or worker."""
     about = {"root": ROOT, "child": CHILD, "worker": WORKER}[kind]

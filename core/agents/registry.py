@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from core.agents.nicknames import nicknames
 from core.domain.limits import LimitError, Limits
 from core.domain.paths import PathError, child_path, depth, resolve
@@ -20,6 +22,8 @@ class Registry:
         """path → thread id; "" while reserved."""
         self._paths: dict[str, str] = {}
         self._names = nicknames()
+        self._worn: frozenset[str] = frozenset()
+        """Nicknames that were given before this registry."""
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -43,7 +47,17 @@ class Registry:
                 f"{len(self._threads)} agents are open; close some first",
             )
         self._threads[path] = ""
-        return path, "root" if parent is None else next(self._names)
+        return path, "root" if parent is None else self._name()
+
+    def _name(self) -> str:
+        return next(name for name in self._names if name not in self._worn)
+
+    def restore(self, open_agents: Mapping[str, str], worn: Iterable[str]) -> None:
+        """Begin where another registry ended: open agents (path → thread id), and nicknames that were given,
+        also to closed ones. No limit refuses what is there already."""
+        self._worn = frozenset(worn)
+        for path, thread in open_agents.items():
+            self.commit(path, thread)
 
     def commit(self, path: str, thread: str) -> None:
         self._threads[path] = thread

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from core.agents.agent import Agent, AgentSpec, Interruption
+from core.agents.agent import STOPPED, Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
 from core.agents.config import Role, SwarmConfig
 from core.agents.registry import Registry, UnknownAgent
@@ -117,7 +117,7 @@ class Swarm:
         """Nothing here creates tasks in the group: it may be the group that is failing."""
         self._ending.set()
         stops = [
-            agent.interrupt(Interruption("engine", "the swarm is ending", wake_parent=False))
+            agent.interrupt(Interruption("engine", STOPPED, wake_parent=False))
             for agent in self.agents.values()
             if agent.busy
         ]
@@ -241,13 +241,17 @@ class Swarm:
             max_tokens=settings.max_tokens,
             role_text=settings.instructions,
         )
-        tools = [*self._tools(spec), *birth.tools]
-        if settings.tools is not None:
-            tools = [tool for tool in tools if tool.name in settings.tools or tool in birth.tools]
-        agent = Agent(self, spec, tools, Slot(None if spec.kind == "root" else self.slots))
+        agent = Agent(self, spec, [*self._offered(spec, settings), *birth.tools], self._slot(spec))
         if parent is not None and birth.fork != "none":
             agent.history.items[:] = parent.history.fork(None if birth.fork == "all" else int(birth.fork))
         return agent
+
+    def _offered(self, spec: AgentSpec, settings: Role) -> list[Tool]:
+        tools = self._tools(spec)
+        return [tool for tool in tools if settings.tools is None or tool.name in settings.tools]
+
+    def _slot(self, spec: AgentSpec) -> Slot:
+        return Slot(None if spec.kind == "root" else self.slots)
 
     def _born(self, spec: AgentSpec, birth: Birth) -> list[e.Event]:
         """An agent's registration, and its first task."""
@@ -257,6 +261,7 @@ class Swarm:
             nickname=spec.nickname,
             role=birth.role or "default",
             model=spec.model,
+            effort=spec.effort,
             parent=spec.parent,
             depth=depth(spec.path),
             task=shorten(clean_line(birth.task), TASK_CHARS),
@@ -305,6 +310,58 @@ class Swarm:
         self.registry.release(agent.path)
         if (parent := self.agents.get(agent.spec.parent or "")) is not None:
             parent.children.pop(agent.thread, None)
+
+    # --- coming back -------------------------------------------------------------------------------------
+
+    def restore(self, mail: Iterable[e.MailQueued], turn: str | None) -> None:
+        """Everybody in the store who is not closed, with the mail that waits for them. Nothing runs before
+        `go_on`. `turn`: the root's turn that is recorded as begun."""
+        known = self.state.agents.values()
+        for agent in known:
+            if agent.status != "shutdown":
+                self._restore(agent)
+        self.registry.restore(
+            {agent.path: agent.thread for agent in self.agents.values()}, (agent.nickname for agent in known)
+        )
+        for queued in mail:
+            if (reader := self.agents.get(queued.agent or "")) is not None:
+                reader.on_event(queued)
+        if turn is not None and self.root is not None:
+            self.root.go_on_with(turn)
+
+    def _restore(self, known: AgentState) -> None:
+        settings = self.config.roles.get(known.role)
+        if settings is None:
+            settings = Role()
+            if known.role != "default":
+                log.warning("swarm %s: %s had the role %s, which is gone", self.id, known.path, known.role)
+        parent = self.agents.get(known.parent or "")
+        # What its birth says of its effort is read with its history.
+        effort = (
+            settings.reasoning_effort or self.config.subagent_effort or (parent.effort if parent else None)
+        )
+        spec = AgentSpec(
+            thread=known.thread,
+            path=known.path,
+            nickname=known.nickname,
+            kind="root" if known.parent is None else "child",
+            parent=known.parent,
+            model=known.model,
+            effort=effort if known.parent is not None else None,
+            max_tokens=settings.max_tokens,
+            role_text=settings.instructions,
+        )
+        agent = Agent(self, spec, self._offered(spec, settings), self._slot(spec), reloaded=True)
+        self.agents[agent.thread] = agent
+        if parent is not None:
+            parent.children[agent.thread] = agent
+        if known.thread == self.state.root:
+            self.root = agent
+
+    def go_on(self) -> None:
+        """Start the tasks of those who were restored."""
+        for agent in self.agents.values():
+            self._start(agent)
 
     # --- finding -----------------------------------------------------------------------------------------
 

@@ -37,9 +37,12 @@ class Turn:
         self._requests = 0
         self._waiting = False
 
-    async def run(self, cause: str) -> TurnEnd:
-        """Raises ModelError when the model cannot answer. Cancelling stops everything it has started."""
-        start: list[e.Event] = [e.TurnStarted(agent=self._agent.thread, turn=self.id, cause=_cause(cause))]
+    async def run(self, cause: str | None) -> TurnEnd:
+        """`cause` None: its begin is recorded already. Raises ModelError when the model cannot answer.
+        Cancelling stops everything it has started."""
+        start: list[e.Event] = []
+        if cause is not None:
+            start.append(e.TurnStarted(agent=self._agent.thread, turn=self.id, cause=_cause(cause)))
         message: str | None = None
         self._seconds = 0.0
         while True:
@@ -47,6 +50,7 @@ class Turn:
             if start:
                 await self._swarm.append(start)
             start = []
+            await self._agent.load()
             await self._agent.ensure_slot()
             response = await self._sample()
             events, calls, text = self._record(response)

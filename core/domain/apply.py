@@ -72,6 +72,12 @@ def _swarm_started(state: SwarmState, event: e.SwarmStarted, changes: Changes) -
     changes.swarm = True
 
 
+def _swarm_resumed(state: SwarmState, event: e.SwarmResumed, changes: Changes) -> None:
+    for name in ("server", "approval_policy", "sandbox", "sandboxed", "unattended", "slots"):
+        setattr(state, name, getattr(event, name))
+    changes.swarm = True
+
+
 def _agent_spawned(state: SwarmState, event: e.AgentSpawned, changes: Changes) -> None:
     if event.agent is None or event.agent in state.agents:
         return
@@ -330,6 +336,7 @@ def _job_exported(state: SwarmState, event: e.JobExported, changes: Changes) -> 
 
 _HANDLERS: dict[type[e.Event], Handler] = {
     e.SwarmStarted: _swarm_started,
+    e.SwarmResumed: _swarm_resumed,
     e.AgentSpawned: _agent_spawned,
     e.AgentReady: _agent_ready,
     e.AgentFailed: _agent_failed,

@@ -73,6 +73,8 @@ class ResumeSwarm(Command, frozen=True, kw_only=True, tag="resume_swarm"):
 
     swarm: str
     setup: Setup | None = None
+    unattended: Literal["wait", "refuse"] | None = None
+    """None: as the swarm had it."""
 
 
 class StopEngine(Command, frozen=True, kw_only=True, tag="stop_engine"):

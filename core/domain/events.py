@@ -50,6 +50,18 @@ class SwarmStarted(Event, frozen=True, kw_only=True):
     slots: int = 17
 
 
+class SwarmResumed(Event, frozen=True, kw_only=True):
+    """Another engine goes on with the swarm, with these settings from now on. `by`: who asked for it."""
+
+    by: str
+    server: str = ""
+    approval_policy: str = "untrusted"
+    sandbox: str = "workspace-write"
+    sandboxed: bool = False
+    unattended: Literal["wait", "refuse"] = "wait"
+    slots: int = 17
+
+
 # --- agents and turns ------------------------------------------------------------------------------------
 
 
@@ -60,6 +72,7 @@ class AgentSpawned(Event, frozen=True, kw_only=True):
     nickname: str
     role: str = "default"
     model: str = ""
+    effort: str | None = None
     parent: str | None = None
     """Thread id of the parent, None for a root."""
     depth: int = 0
@@ -318,6 +331,7 @@ class JobExported(Event, frozen=True, kw_only=True):
 
 AnyEvent = (
     SwarmStarted
+    | SwarmResumed
     | AgentSpawned
     | AgentReady
     | AgentFailed

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ from core.domain.limits import LimitError
 from core.domain.paths import PathError, depth
 from core.domain.state import SwarmState
 from core.engine.models import ModelPool
+from core.engine.resume import take_over
 from core.engine.setup import SetupError, environment_of, settings_of, swarm_config
 from core.engine.workers import JobWorkers
 from core.jobs.errors import JobInputError
@@ -36,7 +37,7 @@ from core.models.types import ModelError
 from core.safety.redact import Redactor
 from core.safety.text import clean_line, shorten
 from core.scripted.scenario import ScenarioError, load_scenario
-from core.store.errors import NotFound, StoreError
+from core.store.errors import NotFound, Owned, StoreError
 from core.store.store import Store
 from core.tools.base import Tool
 from core.tools.sandbox import Sandbox
@@ -64,6 +65,7 @@ _CODES: dict[type[Exception], str] = {
     UnknownAgent: "not_found",
     UnknownApproval: "not_found",
     NotFound: "not_found",
+    Owned: "owned",
     AlreadyDecided: "decided",
     PathError: "usage",
     JobInputError: "usage",
@@ -113,6 +115,7 @@ class Engine:
         self._hosted: dict[str, Hosted] = {}
         self._opening: set[str] = set()
         """Swarms on their way: being resumed."""
+        self._resuming = asyncio.Lock()
         self._sandbox: tuple[Sandbox | None, str] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
@@ -251,7 +254,42 @@ class Engine:
         return {"swarm": hosted.swarm.id, "thread": root.thread, "job": job}
 
     async def _resume_swarm(self, command: c.ResumeSwarm) -> dict[str, Any]:
-        raise CommandError("this engine cannot resume a swarm yet", "error")
+        """One at a time, so that a second ask for the same swarm finds it running."""
+        async with self._resuming:
+            hosted = self._hosted.get(command.swarm)
+            changed = hosted is None
+            if hosted is None:
+                self._opening.add(command.swarm)
+                try:
+                    hosted = await self._reopen(command)
+                finally:
+                    self._opening.discard(command.swarm)
+                    self.changed.set()
+        state = hosted.swarm.state
+        return {"swarm": state.swarm, "thread": state.root, "changed": changed}
+
+    async def _reopen(self, command: c.ResumeSwarm) -> Hosted:
+        """A swarm of the store: taken over, then served. Until it is ours nothing of it is changed."""
+        found = await self.store.reader.load_state(command.swarm)
+        settings = settings_of(command.setup, self.settings)
+        config = swarm_config(
+            settings,
+            found.cwd,
+            command.unattended or _unattended(found),
+            threads=found.slots if found.source == "job" else None,
+        )
+        hosted = await self._host(found.swarm, command.setup, settings, config)
+        begin = await take_over(hosted.swarm, hosted.jobs, by=command.author)
+        try:
+            self._refuse_when_stopping()
+            self._hosted[found.swarm] = hosted
+            begin.restore()
+        except BaseException:
+            self._hosted.pop(found.swarm, None)
+            await self.store.release(found.swarm)
+            raise
+        await self._serving(hosted, begin.go_on)
+        return hosted
 
     # --- swarms ------------------------------------------------------------------------------------------
 
@@ -292,8 +330,7 @@ class Engine:
     ) -> Hosted:
         """Everything that a swarm needs, put together; nothing runs or is recorded yet."""
         assert self._group is not None, "an engine runs before it starts swarms"
-        if self._stop.is_set() or self.stop_asked.is_set():
-            raise CommandError("the engine is stopping; nothing new is started", "closed")
+        self._refuse_when_stopping()
         if setup is not None:
             self._redactor.learn(setup.secrets)
         model = await self._models.client(settings)
@@ -327,11 +364,16 @@ class Engine:
         )
         return Hosted(swarm=swarm, jobs=jobs, settings=settings, policy=policy)
 
-    async def _serving(self, hosted: Hosted) -> None:
-        """Start the task that serves a swarm until the engine stops; returns once it takes agents."""
+    def _refuse_when_stopping(self) -> None:
+        if self._stop.is_set() or self.stop_asked.is_set():
+            raise CommandError("the engine is stopping; nothing new is started", "closed")
+
+    async def _serving(self, hosted: Hosted, begin: Callable[[], None] = lambda: None) -> None:
+        """Start the task that serves a swarm until the engine stops; returns once it takes agents. `begin`:
+        what the task does first."""
         assert self._group is not None
         ready = asyncio.Event()
-        self._group.create_task(self._serve(hosted, ready), name=f"swarm {hosted.swarm.id}")
+        self._group.create_task(self._serve(hosted, ready, begin), name=f"swarm {hosted.swarm.id}")
         await ready.wait()
 
     async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
@@ -349,9 +391,10 @@ class Engine:
         # Shielded: the future is the store's own and must outlive this watch.
         raise await asyncio.shield(self.store.failed)
 
-    async def _serve(self, hosted: Hosted, ready: asyncio.Event) -> None:
+    async def _serve(self, hosted: Hosted, ready: asyncio.Event, begin: Callable[[], None]) -> None:
         """One swarm until the engine stops."""
         async with hosted.swarm.serve():
+            begin()
             ready.set()
             try:
                 await self._stop.wait()
@@ -436,6 +479,10 @@ def agents_page(state: SwarmState, request: c.GetAgents) -> c.AgentsPage:
     return c.AgentsPage(
         agents=tuple(fitting[:limit]), counts=counts, truncated=len(fitting) > limit, seq=state.seq
     )
+
+
+def _unattended(state: SwarmState) -> Literal["wait", "refuse"]:
+    return "refuse" if state.unattended == "refuse" else "wait"
 
 
 def _listed(state: SwarmState) -> dict[str, Any]:

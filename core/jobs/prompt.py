@@ -1,10 +1,12 @@
-"""What a job worker reads first: which row it has, what to do, the row itself, what a result looks like."""
+"""What agents read about jobs: a worker its row and what to do with it, the starter how the job ended."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from core.domain.state import JobState
 
 
 def first_message(
@@ -23,6 +25,15 @@ def first_message(
         "Nothing else that you write counts. Add stop: true only if the remaining rows must not be started."
     )
     return "\n\n".join(parts)
+
+
+def ended_message(job: JobState, status: str, error: str | None) -> str:
+    """What the agent that started a job reads when the job ends behind its back."""
+    failed = f", {job.failed} failed" if job.failed else ""
+    where = f" The CSV is {job.output_path}." if job.output_path else ""
+    problem = f" {error}" if error else ""
+    head = f"Job {job.name} (Job ID {job.job}) has ended: {status}."
+    return f"{head} {job.completed} of {job.total} rows are done{failed}.{where}{problem}"
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -84,7 +84,14 @@ class ReportTool(Tool):
         text = _encode(args.result)
         if self._checker is not None and (violations := await self._checker.check(text)):
             return self._violated(violations)
-        accepted, reason = await self._jobs.report(self._swarm, self._job, self._item, self._worker, text)
+        accepted, reason = await self._jobs.report(
+            self._swarm,
+            self._job,
+            self._item,
+            self._worker,
+            text,
+            stopped_by=ctx.path if args.stop else None,
+        )
         if not accepted:
             # The row is no longer this worker's: whatever it does now cannot count.
             return self._refused(reason, end_turn=True)

@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from core.clock import Clock
+from core.domain import events as e
 from core.domain.ids import uuid7
 from core.jobs.errors import ExportError
 from core.jobs.export import export_csv
-from core.jobs.prompt import first_message
+from core.jobs.prompt import ended_message, first_message
 from core.jobs.report import ReportTool
 from core.jobs.schema import SchemaChecker
 from core.jobs.template import Template
@@ -49,6 +50,8 @@ class JobPlan(msgspec.Struct, frozen=True, kw_only=True):
     raw: bool = False
     model: str | None = None
     role: str | None = None
+    tell_owner: bool = False
+    """Whether the owner gets mail when the job ends: nobody waits for it in a call any more."""
 
 
 class JobRunner:
@@ -264,9 +267,26 @@ class JobRunner:
         if plan.output_path is not None and self._cancelled_by is None:
             self.error = await self._export(plan.output_path)
         by = self._cancelled_by or self._stopped_by
-        await self._store.jobs.end(
-            plan.swarm, plan.job, "completed" if by is None else "cancelled", self.error, by or ""
-        )
+        await self._end("completed" if by is None else "cancelled", self.error, by or "")
+
+    async def _end(
+        self, status: Literal["completed", "failed", "cancelled"], error: str | None, by: str
+    ) -> None:
+        plan = self.plan
+        told: list[e.Event] = []
+        if plan.tell_owner:
+            job = self._store.state(plan.swarm).jobs[plan.job]
+            told.append(
+                e.MailQueued(
+                    agent=plan.owner,
+                    mail=uuid7(),
+                    author=f"job {plan.job[:8]}",
+                    kind="MESSAGE",
+                    text=ended_message(job, status, error),
+                    trigger=True,
+                )
+            )
+        await self._store.jobs.end(plan.swarm, plan.job, status, error, by, told=told)
 
     async def _export(self, output: Path) -> str | None:
         """Write the CSV; returns what went wrong, which ends up as the job's last error."""
@@ -289,10 +309,9 @@ class JobRunner:
         """The runner cannot go on: what was at work fails with the reason, the rest stays pending."""
         self._ending = True
         self.error = reason
-        plan = self.plan
         for claim in list(self._live.values()):
             await self._row_failed(claim, reason, final=True)
-        await self._store.jobs.end(plan.swarm, plan.job, "failed", reason, "")
+        await self._end("failed", reason, "")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +26,13 @@ from core.jobs.template import Template
 from core.jobs.workers import Workers
 from core.safety.text import clean_line, shorten
 from core.store import shapes
+from core.store.jobs import StoredJob
 from core.store.store import Store
 
 MAX_NAME_CHARS = 100
 MAX_ATTEMPTS = 100
 MAX_INSTRUCTION_BYTES = 1024 * 1024
+MAX_REASON_CHARS = 1000
 SHOWN_FAILURES = 5
 
 
@@ -217,14 +221,53 @@ class JobService:
         if request.output_schema is not None:
             schema = msgspec.json.encode(request.output_schema).decode()
         table = checked.table
-        await self._store.jobs.create(self.swarm, event, table.headers, table.rows, schema, request.raw)
+        await self._store.jobs.create(
+            self.swarm,
+            event,
+            table.headers,
+            table.rows,
+            schema,
+            request.raw,
+            auto_export=request.auto_export,
+            model=request.model,
+            role=request.role,
+        )
         notes = [Notice(agent=owner, text=f"job {checked.name}: {note}") for note in checked.notes]
         if notes:
             await self._store.append(self.swarm, notes)
 
+    # --- going on ----------------------------------------------------------------------------------------
+
+    async def left_over(self) -> list[StoredJob]:
+        """The jobs of this swarm that another engine began and did not end."""
+        return await self._store.jobs.left_over(self.swarm)
+
+    def go_on(self, left: Sequence[StoredJob]) -> None:
+        """Run them to their ends. Their rows that were at work are back in the queue already."""
+        for stored in left:
+            task = self._group.create_task(self._go_on(stored), name=f"job {stored.job}")
+            self._tasks[stored.job] = task
+            self._notes[stored.job] = ()
+
+    async def _go_on(self, stored: StoredJob) -> None:
+        owner = self._store.state(self.swarm).agents.get(stored.owner or "")
+        try:
+            plan = plan_of(self.swarm, stored, self.slots, tell_owner=owner is not None and owner.turns > 0)
+        except (JobInputError, ValueError) as error:
+            reason = shorten(clean_line(f"the job cannot be gone on with: {error}"), MAX_REASON_CHARS)
+            await self._store.jobs.end(self.swarm, stored.job, "failed", reason, "")
+            return
+        runner = self._runners[stored.job] = JobRunner(plan, self._store, self._workers, self._clock)
+        if stored.stopped_by is not None:
+            runner.stop(stored.stopped_by)
+        await runner.run()
+
     async def wait(self, job: str) -> dict[str, Any]:
-        """Wait for the end of a job that was created here; its summary. Cancelling the wait stops nothing."""
+        """Wait for the end of a job that runs here; its summary. Cancelling the wait stops nothing.
+        Raises JobInputError if the engine stops first: then the job goes on when its swarm is resumed."""
         await asyncio.wait({self._tasks[job]})
+        if self._closed and not self._store.state(self.swarm).jobs[job].ended:
+            raise JobInputError("the engine was stopped; the job goes on when the swarm is resumed")
         return await self.summary(job)
 
     async def run(self, owner: str, request: JobRequest) -> dict[str, Any]:
@@ -232,7 +275,10 @@ class JobService:
         return await self.wait(await self.create(owner, request))
 
     async def cancel(self, job: str, by: str) -> bool:
-        """Stop a job and its workers; rows not started stay pending. False when it has ended already."""
+        """Stop a job and its workers; rows not started stay pending. False when it has ended already, or
+        when the engine stops: what ends with it is not the job."""
+        if self._closed:
+            return False
         runner = self._runners.get(job)
         if runner is not None and not self._tasks[job].done():
             return runner.cancel(by)
@@ -283,6 +329,28 @@ def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
         raw=request.raw,
         model=request.model,
         role=request.role,
+    )
+
+
+def plan_of(swarm: str, stored: StoredJob, slots: int, *, tell_owner: bool) -> JobPlan:
+    """The plan of a job that is in the store. Raises JobInputError, or ValueError, if it cannot be read."""
+    headers: list[str] = json.loads(stored.headers)
+    return JobPlan(
+        swarm=swarm,
+        job=stored.job,
+        owner=stored.owner or "",
+        template=Template.parse(stored.instruction, headers),
+        headers=headers,
+        input_path=Path(stored.input_path),
+        output_path=Path(stored.output_path) if stored.output_path and stored.auto_export else None,
+        concurrency=max(1, min(stored.concurrency, slots)),
+        max_runtime_seconds=stored.max_runtime_seconds,
+        max_attempts=stored.max_attempts,
+        schema=json.loads(stored.output_schema) if stored.output_schema is not None else None,
+        raw=bool(stored.raw),
+        model=stored.model,
+        role=stored.role,
+        tell_owner=tell_owner,
     )
 
 

@@ -85,6 +85,8 @@ class SpawnAgentsOnCsv(Tool):
         try:
             async with ctx.blocked("job", f"{label}, {rows} rows"):
                 summary = await service.wait(job)
+        except JobInputError as error:
+            raise ToolError(str(error)) from None
         except asyncio.CancelledError:
             if service.settings.on_interrupt == "cancel":
                 await service.cancel(job, by=ctx.path)

@@ -9,6 +9,10 @@ class StoreError(Exception):
     """The store cannot be used, or refused a write. For a writer it is fatal: nothing more is recorded."""
 
 
+class Owned(StoreError):
+    """A swarm belongs to another engine, which lives; the message names it."""
+
+
 class NotFound(Exception):
     """No swarm, agent or job answers to the reference, or more than one does."""
 

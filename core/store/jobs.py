@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 CHUNK = 2000
 LABEL_CELLS = 3
 LABEL_CHARS = 80
+ENGINE_ENDED = "the process ended"
 
 _INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instruction, input_path,
     output_path, concurrency, total, pending, running, completed, failed, skipped, created_at, last_error,
-    headers,    output_schema, raw, max_attempts, max_runtime_seconds)
-    VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, '', ?, ?, ?, ?, ?)"""
+    headers, output_schema, raw, max_attempts, max_runtime_seconds, auto_export, model, role)
+    VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, '', ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_ITEM = (
     'INSERT INTO agent_job_items (job, item, row_index, source_id, "values", status)'
     " VALUES (?, ?, ?, ?, ?, 'pending')"
@@ -54,12 +55,27 @@ _REPORT = (
     "UPDATE agent_job_items SET status = 'completed', result = ?, last_error = NULL, reported_at = ?,"
     " ended_at = ? WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
 )
+_STOPPED = "UPDATE agent_jobs SET stopped_by = ? WHERE job = ? AND swarm = ? AND stopped_by IS NULL"
 _FAIL = (
     "UPDATE agent_job_items SET last_error = ?,"
     " status = CASE WHEN attempt < ? THEN 'pending' ELSE 'failed' END,"
     " worker = CASE WHEN attempt < ? THEN NULL ELSE worker END,"
     " ended_at = CASE WHEN attempt < ? THEN NULL ELSE ? END"
     " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+)
+_AT_WORK = (
+    "SELECT i.job, i.item, i.row_index, i.attempt, i.worker, j.owner"
+    " FROM agent_jobs j JOIN agent_job_items i ON i.job = j.job AND i.status = 'running'"
+    " WHERE j.swarm = ? AND j.status IN ('pending', 'running', 'paused') ORDER BY j.created_at, i.row_index"
+)
+_REQUEUE = (
+    "UPDATE agent_job_items SET status = 'pending', worker = NULL, attempt = attempt - 1, started_at = NULL"
+    " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+)
+_LEFT_OVER = (
+    "SELECT job, name, owner, instruction, input_path, output_path, concurrency, headers, output_schema, raw,"
+    " max_attempts, max_runtime_seconds, auto_export, model, role, stopped_by FROM agent_jobs"
+    " WHERE swarm = ? AND status IN ('pending', 'running') ORDER BY created_at, job"
 )
 _STORED = (
     'SELECT item, row_index, source_id, "values", status, attempt, last_error, result, reported_at, ended_at'
@@ -104,6 +120,30 @@ class Claim(NamedTuple):
     values: list[str]
 
 
+class StoredJob(NamedTuple):
+    """A job as it was created, for whoever goes on with it."""
+
+    job: str
+    name: str
+    owner: str | None
+    instruction: str
+    input_path: str
+    output_path: str | None
+    concurrency: int
+    headers: str
+    """JSON text."""
+    output_schema: str | None
+    """JSON text."""
+    raw: int
+    max_attempts: int
+    max_runtime_seconds: float
+    auto_export: int
+    model: str | None
+    role: str | None
+    stopped_by: str | None
+    """Whose report ended the job early, if one did."""
+
+
 class StoredRow(NamedTuple):
     """One row with everything an export needs."""
 
@@ -138,8 +178,13 @@ class JobStore:
         rows: Iterable[JobInput],
         schema: str | None,
         raw: bool,
+        *,
+        auto_export: bool = True,
+        model: str | None = None,
+        role: str | None = None,
     ) -> None:
-        """A job with all its rows, pending. `schema` is JSON text. Raises StoreError with nothing stored."""
+        """A job with all its rows, pending. `schema` is JSON text; `model` and `role` are its workers'.
+        Raises StoreError with nothing stored."""
 
         async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
@@ -162,6 +207,9 @@ class JobStore:
                     raw,
                     event.max_attempts,
                     event.max_runtime_seconds,
+                    auto_export,
+                    model,
+                    role,
                 ),
             )
             count, left = 0, iter(rows)
@@ -229,9 +277,17 @@ class JobStore:
         return await self._store.transact(swarm, op)
 
     async def report(
-        self, swarm: str, job: str, item: str, worker: str, result_json: str
+        self,
+        swarm: str,
+        job: str,
+        item: str,
+        worker: str,
+        result_json: str,
+        *,
+        stopped_by: str | None = None,
     ) -> tuple[bool, str]:
-        """Take a worker's result: (True, ""), or (False, why not). Each row's result is accepted once."""
+        """Take a worker's result: (True, ""), or (False, why not). Each row's result is accepted once.
+        `stopped_by`: the report also ends the job; kept with it, so that no restart forgets it."""
         result = self._redact(result_json)
 
         async def op(db: Db) -> tuple[tuple[bool, str], Sequence[e.Event]]:
@@ -239,6 +295,8 @@ class JobStore:
             owner = await _owner(db, job)
             if await db.execute(_REPORT, (result, now, now, job, item, worker)):
                 await db.execute(_END_ATTEMPT, ("completed", None, now, job, item, worker))
+                if stopped_by is not None:
+                    await db.execute(_STOPPED, (stopped_by, job, swarm))
                 row_index, attempt = await _place(db, job, item)
                 ended = e.JobRowEnded(
                     agent=owner,
@@ -295,8 +353,10 @@ class JobStore:
         status: Literal["completed", "failed", "cancelled"],
         error: str | None,
         by: str,
+        *,
+        told: Sequence[e.Event] = (),
     ) -> bool:
-        """The job is over; False if it was over already. The first end stands."""
+        """The job is over; False if it was over already. The first end stands. `told`: recorded with it."""
 
         async def op(db: Db) -> tuple[bool, Sequence[e.Event]]:
             changed = await db.execute(
@@ -307,9 +367,35 @@ class JobStore:
             if not changed:
                 return False, []
             owner = await _owner(db, job)
-            return True, [e.JobEnded(agent=owner, job=job, status=status, error=error, by=by)]
+            return True, [e.JobEnded(agent=owner, job=job, status=status, error=error, by=by), *told]
 
         return await self._store.transact(swarm, op)
+
+    async def take_over(self, swarm: str, events: Sequence[e.Event]) -> None:
+        """What a new owner records first, in one transaction: `events`, and every row that was at work goes
+        back to the queue. That uses up no attempt, and whoever had the row can no longer report it."""
+
+        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
+            now = self._now()
+            back: list[e.Event] = []
+            for job, item, row_index, attempt, worker, owner in await db.all(_AT_WORK, (swarm,)):
+                await db.execute(_REQUEUE, (job, item, worker))
+                await db.execute(_END_ATTEMPT, ("interrupted", ENGINE_ENDED, now, job, item, worker))
+                back.append(
+                    e.JobRowEnded(
+                        agent=owner,
+                        job=job,
+                        item=item,
+                        row_index=row_index,
+                        attempt=attempt,
+                        status="pending",
+                        worker=worker,
+                        error=ENGINE_ENDED,
+                    )
+                )
+            return None, [*events, *back]
+
+        await self._store.transact(swarm, op)
 
     async def exported(self, swarm: str, job: str, path: str, rows: int) -> None:
         """Record that the CSV was written."""
@@ -325,6 +411,10 @@ class JobStore:
         await self._store.transact(swarm, op)
 
     # --- reading -----------------------------------------------------------------------------------------
+
+    async def left_over(self, swarm: str) -> list[StoredJob]:
+        """The jobs of a swarm that somebody has to go on with, oldest first."""
+        return [StoredJob(*row) for row in await self._reader.all(_LEFT_OVER, (swarm,))]
 
     async def headers(self, job: str) -> list[str]:
         """The input's columns. Raises StoreError for an unknown job."""

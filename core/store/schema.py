@@ -23,6 +23,7 @@ _FIRST = [
         shown INTEGER NOT NULL, body TEXT NOT NULL)""",
     "CREATE UNIQUE INDEX events_swarm ON events (swarm, seq)",
     "CREATE INDEX events_transcript ON events (agent, seq) WHERE shown = 1",
+    "CREATE INDEX events_spawned ON events (swarm, agent) WHERE type = 'agent_spawned'",
     """CREATE TABLE agents (
         thread TEXT NOT NULL, swarm TEXT NOT NULL, path TEXT NOT NULL, nickname TEXT NOT NULL,
         role TEXT NOT NULL, model TEXT NOT NULL, parent TEXT, depth INTEGER NOT NULL,
@@ -69,6 +70,7 @@ _FIRST = [
         ended_at TEXT, last_error TEXT NOT NULL,
         headers TEXT NOT NULL DEFAULT '[]', output_schema TEXT, raw INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER NOT NULL DEFAULT 1, max_runtime_seconds REAL NOT NULL DEFAULT 1800,
+        auto_export INTEGER NOT NULL DEFAULT 1, model TEXT, role TEXT, stopped_by TEXT,
         exported_rows INTEGER) WITHOUT ROWID""",
     "CREATE INDEX agent_jobs_swarm ON agent_jobs (swarm)",
     "CREATE INDEX agent_jobs_created ON agent_jobs (created_at)",

@@ -1,0 +1,70 @@
+"""Taking a swarm over from the store: its lock, what its last owner left open, and what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from core.agents.reload import take_over as taken_over
+from core.agents.swarm import Swarm
+from core.domain import events as e
+from core.jobs.service import JobService
+from core.store.errors import Owned, StoreError
+from core.store.jobs import StoredJob
+from core.store.locks import owner_alive
+from core.store.reload import queued_mail
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """A swarm that is ours and closed up in the store; nothing of it runs yet."""
+
+    swarm: Swarm
+    jobs: JobService
+    turn: str | None
+    mail: Sequence[e.MailQueued]
+    left: Sequence[StoredJob]
+
+    def restore(self) -> None:
+        """Have its agents; from here on they take mail."""
+        self.swarm.restore(self.mail, self.turn)
+
+    def go_on(self) -> None:
+        """Let agents and jobs run; the swarm is being served."""
+        self.swarm.go_on()
+        self.jobs.go_on(self.left)
+
+
+async def take_over(swarm: Swarm, jobs: JobService, *, by: str) -> Begin:
+    """Own `swarm`, and record the end of what ran when its last owner died. Raises Owned, NotFound or
+    StoreError; then it is not ours."""
+    store = swarm.store
+    try:
+        state = await store.reopen(swarm.id)
+    except StoreError as error:
+        if not isinstance(error, Owned) and await asyncio.to_thread(owner_alive, store.home, swarm.id):
+            raise Owned(str(error)) from error
+        raise
+    try:
+        taken = taken_over(state, _resumed(swarm, by), interrupt_message=swarm.config.interrupt_message)
+        await store.jobs.take_over(swarm.id, taken.events)
+        mail = await queued_mail(store.reader, swarm.id)
+        left = await jobs.left_over()
+    except BaseException:
+        await store.release(swarm.id)
+        raise
+    return Begin(swarm, jobs, taken.turn, mail, left)
+
+
+def _resumed(swarm: Swarm, by: str) -> e.SwarmResumed:
+    config = swarm.config
+    return e.SwarmResumed(
+        by=by,
+        server=swarm.model.server,
+        approval_policy=config.approval_policy,
+        sandbox=config.sandbox,
+        sandboxed=config.sandboxed,
+        unattended=config.unattended,
+        slots=config.limits.max_threads,
+    )
