@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-KINDS = {
-    "background": "engine",
-    "exec": "watchroom exec",
-    "job": "watchroom job run",
-    "demo": "watchroom demo",
-}
-
 
 def owner(home: Path, swarm: str) -> dict[str, Any] | None:
     """{"pid", "kind"} of the owner, either of them None if it is not known; None for a swarm without one."""
-    from core.channel.directory import owner_of
     from core.store.locks import owner_alive, owner_pid
 
+    if not owner_alive(home, swarm):
+        return None
+    from core.channel.directory import owner_of
+
     record = owner_of(home, swarm)
-    if record is not None:
-        return {"pid": record.pid, "kind": record.kind}
-    return {"pid": owner_pid(home, swarm), "kind": None} if owner_alive(home, swarm) else None
+    if record is None:
+        return {"pid": owner_pid(home, swarm), "kind": None}
+    return {"pid": record.pid, "kind": record.kind}
 
 
 def owner_text(found: dict[str, Any] | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.safety.text import clean, clean_line
 from tui import exits, reading, setup
+from tui.owners import owner, owner_text
 from tui.table import moment, table
 
 if TYPE_CHECKING:
@@ -21,13 +22,18 @@ SHOWN_LINES = 12
 def show_list(args: Namespace) -> int:
     settings = setup.settings_of(args, asks_model=False)
     found = reading.read(settings, lambda reader: reader.sessions())
+    for row in found["sessions"]:
+        row["engine"] = owner(settings.home, row.pop("swarm"))
     if args.json:
         reading.print_json(found)
         return exits.OK
     if not found["sessions"]:
         print("no swarms yet: start one with watchroom demo", file=sys.stderr)
         return exits.OK
-    rows = [{**row, "started": moment(row["started_at"])} for row in found["sessions"]]
+    rows = [
+        {**row, "started": moment(row["started_at"]), "engine": owner_text(row["engine"])}
+        for row in found["sessions"]
+    ]
     columns = (
         ("thread", "thread"),
         ("started", "started"),
@@ -36,6 +42,7 @@ def show_list(args: Namespace) -> int:
         ("jobs", "jobs"),
         ("tokens", "tokens"),
         ("model", "model"),
+        ("engine", "engine"),
         ("title", "title"),
     )
     for line in table(columns, rows):

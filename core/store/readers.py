@@ -165,7 +165,7 @@ class Reader:
     # --- sessions ----------------------------------------------------------------------------------------
 
     async def sessions(self) -> dict[str, Any]:
-        """`session list --json`."""
+        """`session list --json`, and each one's "swarm" instead of its "engine"."""
         found = []
         width = len(SWARMS.fields)
         for row in await self.all(_SESSIONS):
@@ -173,7 +173,7 @@ class Reader:
             agents, jobs, live, open_jobs, last_job, root = row[width:]
             alive = bool(live or open_jobs) and await self._alive(state.swarm)
             status = shapes.session_status(root, live=bool(live or open_jobs), alive=alive, last_job=last_job)
-            found.append(shapes.session(state, status, agents, jobs))
+            found.append({**shapes.session(state, status, agents, jobs), "swarm": state.swarm})
         return {"sessions": found}
 
     async def tree(self, ref: str) -> dict[str, Any]:

@@ -82,6 +82,7 @@ SESSION = (
     "cost",
     "model",
     "cwd",
+    "engine",
 )
 AGENT = (
     "thread",
@@ -165,6 +166,7 @@ def test_the_list_has_its_keys_and_the_newest_comes_first(shell: Shell, kept: Pa
     assert family["started_at"] > short["last_at"] >= short["started_at"]
     assert all(is_time(session[key]) for session in (family, short) for key in ("started_at", "last_at"))
     assert family["cost"] is None
+    assert family["engine"] is None  # whoever ran it has ended
     assert family["tokens"] > short["tokens"] > 0
     assert family["cwd"] == str(kept.parent)
 
@@ -309,7 +311,17 @@ def test_wide_letters_do_not_shift_the_columns(shell: Shell, root: str) -> None:
 
 def test_the_list_for_people(shell: Shell, root: str) -> None:
     head, family, short = shell("session", "list").lines
-    assert head.split() == ["thread", "started", "status", "agents", "jobs", "tokens", "model", "title"]
+    assert head.split() == [
+        "thread",
+        "started",
+        "status",
+        "agents",
+        "jobs",
+        "tokens",
+        "model",
+        "engine",
+        "title",
+    ]
     assert family.startswith(root)
     assert short.endswith("  早上好")
     for line in (family, short):
