@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import tzinfo
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,18 +21,25 @@ from textual.message import Message
 from textual.timer import Timer
 from textual.worker import Worker
 
-from core.channel.client import Client, ClientError
+from core.channel.client import Client, ClientError, EngineBusy, EngineGone
 from core.clock import Clock, SystemClock
 from core.domain.commands import (
     AnyCommand,
     GetJobRows,
     GetTranscript,
     JobRowsPage,
+    ListSwarms,
     PageRequest,
+    ResumeSwarm,
+    Snapshot,
     StartSwarm,
+    StopEngine,
     TranscriptPage,
 )
+from core.domain.state import AgentState
 from core.view.swarm import SwarmView
+from tui.again import Again, HeldClock
+from tui.farewell import Fate, farewell
 from tui.glyphs import ASCII, UNICODE
 from tui.screens.confirm import ConfirmScope
 from tui.screens.swarm import SwarmScreen
@@ -44,6 +52,7 @@ REFRESH_SECONDS = 0.125
 """Least time between two updates of the screen from the feed."""
 TOAST_SECONDS = 6.0
 CLOSE_SECONDS = 15.0
+"""How long leaving waits for an engine of this process, or for one that was asked to stop."""
 PAGE_ROWS = 500
 KEEP_TRANSCRIPTS = 32
 """Loaded transcripts that are kept; an older one is asked for again."""
@@ -58,15 +67,16 @@ class ViewChanged(Message):
 
 
 class SessionOver(Message):
-    """The engine is closed, or could not be opened."""
+    """The connection is closed for good, or could not be opened."""
 
 
 class WatchroomApp(App[str]):
     """Full-screen console of one swarm.
 
-    `connect` opens the engine (or reaches it) and gives a Client; `start` begins a swarm or names one that
-    exists. `run()` returns the line to print afterwards; `failure` holds one sentence if the swarm could not
-    be started, and then `return_code` is 1.
+    `connect` opens the engine (or reaches it) and gives a Client; `start` begins a swarm, resumes one, or
+    names one that runs; `again` is what R does when the engine is gone (None: `connect` once more). `attach`
+    is the command to come back with, without the id. `run()` returns the line to print afterwards; `failure`
+    holds one sentence if the swarm could not be started or the engine is gone, and then `return_code` is 1.
     """
 
     CSS_PATH = Path(__file__).parent / "styles" / "watchroom.tcss"
@@ -82,8 +92,10 @@ class WatchroomApp(App[str]):
     def __init__(
         self,
         connect: Connect,
-        start: StartSwarm | str,
+        start: StartSwarm | ResumeSwarm | str,
         *,
+        again: Again | None = None,
+        attach: str = "watchroom attach",
         clock: Clock | None = None,
         tz: tzinfo | None = None,
         ascii_glyphs: bool = False,
@@ -93,21 +105,33 @@ class WatchroomApp(App[str]):
         super().__init__()
         self.connect = connect
         self.start = start
+        self.again = again or Again(open=lambda _: connect())
+        self.attach = attach
         self.clock: Clock = clock or SystemClock()
         self.view = SwarmView()
         self.client: Client | None = None
         self.failure: str | None = None
+        self.lost = False
+        """The engine is gone, and what is on the screen is how it stood then."""
         self.refresh_seconds = refresh_seconds
         for mine in themes():
             self.register_theme(mine)
         self.theme = theme if theme in (DARK, LIGHT) else DARK
         self.glyphs = ASCII if ascii_glyphs else UNICODE
-        self.swarm_screen = SwarmScreen(self.view, self.clock, self.glyphs, tz)
+        self._held = HeldClock(self.clock)
+        self.swarm_screen = SwarmScreen(self.view, self._held, self.glyphs, tz)
         self._session: Worker[None] | None = None
         self._stop = asyncio.Event()
+        self._wanted_again = asyncio.Event()
+        """R was pressed, or the operator leaves."""
         self._disconnected = asyncio.Event()
         """The client is closed again; set also when the session was cancelled."""
+        self._ended = asyncio.Event()
+        """The connection ended after the engine was asked to stop."""
+        self._question: ConfirmScope | None = None
         self._leaving = False
+        self._stopping = False
+        self._outlives = False
         self._refreshed_at = float("-inf")
         self._refresh_timer: Timer | None = None
         self._toast_timer: Timer | None = None
@@ -138,29 +162,50 @@ class WatchroomApp(App[str]):
         self._session = self.run_worker(self._run_session(), group="session", exit_on_error=False)
 
     async def _run_session(self) -> None:
-        """Own the client from opening to closing. Every failure becomes one sentence."""
+        """Connect, and again each time the operator asks for it, until he leaves."""
         try:
-            async with self.connect() as client:
-                self.client = client
-                swarm = await self._open_swarm(client)
+            await self._connected(self.connect, self.start)
+            while self.view.state.swarm and not self._stop.is_set():
+                self._wanted_again.clear()
+                await self._wanted_again.wait()
+                if not self._stop.is_set():
+                    swarm = self.view.state.swarm
+                    await self._connected(partial(self.again.open, swarm), swarm)
+        finally:
+            self._disconnected.set()
+            self.post_message(SessionOver())
+
+    async def _connected(self, connect: Connect, start: StartSwarm | ResumeSwarm | str) -> None:
+        """Own one client from opening to closing. Every failure becomes one sentence."""
+        try:
+            async with connect() as client:
+                self.client, self._outlives = client, client.outlives
+                swarm = await self._open_swarm(client, start)
                 if swarm is not None:
                     await self._follow(client, swarm)
-                    await self._stop.wait()
         except Exception as error:  # the boundary: whatever the engine raises is shown, never a crash
             self._failed(str(error) or type(error).__name__)
         finally:
             self.client = None
-            self._disconnected.set()
-            self.post_message(SessionOver())
+            if self._stopping:
+                self._ended.set()
 
-    async def _open_swarm(self, client: Client) -> str | None:
-        if isinstance(self.start, str):
-            return self.start
-        reply = await client.send(self.start)
+    async def _open_swarm(self, client: Client, start: StartSwarm | ResumeSwarm | str) -> str | None:
+        if isinstance(start, str):
+            if not self.view.state.swarm or not self.again.resumes or await self._runs(client, start):
+                return start
+            start = ResumeSwarm(swarm=start, setup=self.again.setup)
+        reply = await client.send(start)
         if not reply.ok:
             self._failed(reply.error)
             return None
         return str(reply.value["swarm"])
+
+    @staticmethod
+    async def _runs(client: Client, swarm: str) -> bool:
+        """Whether this engine runs the swarm already: another console was quicker, or it never ended."""
+        reply = await client.send(ListSwarms())
+        return any(listed["swarm"] == swarm for listed in reply.value.get("swarms", ()))
 
     async def _follow(self, client: Client, swarm: str) -> None:
         """Fold the feed until it ends or the operator leaves."""
@@ -170,7 +215,7 @@ class WatchroomApp(App[str]):
             await asyncio.wait({feed, stop}, return_when=asyncio.FIRST_COMPLETED)
             if feed.done():
                 feed.result()
-                self._failed("the engine ended the feed")
+                self._failed("")
         finally:
             for task in (feed, stop):
                 task.cancel()
@@ -181,15 +226,43 @@ class WatchroomApp(App[str]):
         async with client.subscribe(swarm) as feed:
             async for item in feed:
                 self.view.feed(item)
+                if self.lost and isinstance(item, Snapshot):
+                    self._regained()
                 self.post_message(ViewChanged())
                 taken += 1
                 if taken % YIELD_EVERY == 0:
                     await self.clock.sleep(0)
 
     def _failed(self, sentence: str) -> None:
-        if self.failure is None and not self._stop.is_set():
-            self.failure = sentence
-            self.swarm_screen.head.trouble = sentence
+        """The swarm could not be opened, or the engine is gone: what is on the screen stays."""
+        if self._stop.is_set() or self._stopping:
+            return
+        again = self.again
+        if not self.view.state.swarm:
+            self.failure = sentence or again.gone
+            self.swarm_screen.head.trouble = self.failure
+        else:
+            self.failure = sentence or again.gone
+            said = sentence if sentence != again.gone else ""
+            self.swarm_screen.head.trouble = f"{again.title}: {said}" if said else again.gone
+            self.lost = True
+            self._held.hold()
+            self.say(f"{again.gone}; {again.offer}", "amber")
+            self.swarm_screen.refresh_bindings()
+        self.post_message(ViewChanged())
+
+    def _regained(self) -> None:
+        self.lost, self.failure = False, None
+        self._held.go_on()
+        self.swarm_screen.head.trouble = ""
+        self.swarm_screen.refresh_bindings()
+        self.say("connected again", "teal")
+
+    def connect_again(self) -> None:
+        """What R does: start or reach an engine, resume the swarm if nobody runs it, and show it."""
+        if self.lost and not self._wanted_again.is_set():
+            self._wanted_again.set()
+            self.swarm_screen.head.trouble = "connecting" + self.glyphs.ellipsis
             self.post_message(ViewChanged())
 
     def on_session_over(self) -> None:
@@ -198,8 +271,9 @@ class WatchroomApp(App[str]):
             self.exit(self.summary(), return_code=1 if self.failure else 0)
 
     async def on_unmount(self) -> None:
-        """However the app ends, the engine is closed before it returns."""
+        """However the app ends, the client is closed before it returns."""
         self._stop.set()
+        self._wanted_again.set()
         if self._session is None or self._disconnected.is_set():
             return
         try:
@@ -237,7 +311,7 @@ class WatchroomApp(App[str]):
         )
 
     def _tick(self) -> None:
-        if self.busy():
+        if self.busy() and not self.lost:
             self.swarm_screen.tick()
             self.swarm_screen.tick_lists()
 
@@ -247,6 +321,13 @@ class WatchroomApp(App[str]):
         if self._toast_timer is not None:
             self._toast_timer.stop()
         self._toast_timer = self.set_timer(TOAST_SECONDS, self.swarm_screen.keys.hush)
+
+    @property
+    def offline(self) -> str:
+        """Why nothing can be sent now."""
+        if not self.lost:
+            return "the engine is still starting"
+        return f"{self.again.gone}; {self.again.offer}"
 
     def toggle_theme(self) -> None:
         self.theme = LIGHT if self.theme == DARK else DARK
@@ -264,15 +345,16 @@ class WatchroomApp(App[str]):
         client = self.client
         try:
             if client is None:
-                raise ClientError("there is no engine")
+                raise EngineGone(self.offline)
             reply = await client.send(command)
             error = "" if reply.ok else reply.error
+        except EngineBusy as failed:
+            error = f"busy: {failed}"
         except ClientError as failed:
             error = str(failed)
         if error:
             self.say(error, "red")
-            if undo and not self.swarm_screen.composer.text:
-                self.swarm_screen.composer.load_text(undo)
+            self.swarm_screen.put_back(undo)
             return
         threads = reply.value.get(names, ()) if names else ()
         if threads:
@@ -348,46 +430,93 @@ class WatchroomApp(App[str]):
         self.say("ctrl+q quits; i interrupts the selected agent")
 
     def action_leave(self) -> None:
-        """Quit; while agents run only after a second ctrl+q. A third one no longer waits for the engine."""
+        """Leave. While something runs only after a question, which a second ctrl+q answers: an engine of its
+        own goes on, one of this process interrupts what runs. A third one no longer waits."""
         if self._leaving:
             self.exit(self.summary(), return_code=1)
             return
-        running = [agent for agent in self.view.state.agents.values() if agent.live]
-        if not running or isinstance(self.screen, ConfirmScope):
+        if self._question is not None and self.screen is self._question:
             self._leave()
             return
-        queued = sum(1 for agent in self.view.state.agents.values() if agent.wait and not agent.live)
-        number = f"{len(running)} running" + (f" and {queued} queued" if queued else "")
-        title = f"Quit? {number} will be interrupted:"
-        names = " ".join(agent.nickname for agent in running[:40])
-        choices = [("ctrl+q", "quit and interrupt them", "quit")]
+        running = [agent for agent in self.view.state.agents.values() if agent.live]
+        if not (running or self.view.state.active()) or self.client is None:
+            self._leave()
+            return
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+        self._question = self._leaving_question(self.client, running)
 
         def answer(choice: str | None) -> None:
-            if choice is not None:
+            if choice == "leave":
                 self._leave()
+            elif choice == "stop":
+                self.run_worker(self._stop_engine(), group="commands", exit_on_error=False)
 
-        self.push_screen(ConfirmScope(title, names, choices, self.glyphs), answer)
+        self.push_screen(self._question, answer)
+
+    def _leaving_question(self, client: Client, running: list[AgentState]) -> ConfirmScope:
+        queued = sum(1 for agent in self.view.state.agents.values() if agent.wait and not agent.live)
+        number = f"{len(running)} running" + (f" and {queued} queued" if queued else "")
+        names = " ".join(agent.nickname for agent in running[:40])
+        if not client.outlives:
+            title = f"Quit? {number} will be interrupted:"
+            choices = [("ctrl+q", "quit and interrupt them", "leave")]
+        else:
+            title = f"Leave? {number} {'goes' if number == '1 running' else 'go'} on without this console:"
+            choices = [("ctrl+q", "leave; they go on", "leave")]
+            if client.engine.kind == "background":
+                choices.append(("s", "stop the engine and everything it runs", "stop"))
+        return ConfirmScope(title, names, choices, self.glyphs)
+
+    async def _stop_engine(self) -> None:
+        """Ask the engine to stop, and leave when it has. What it interrupts comes through the feed."""
+        client = self.client
+        if client is None:
+            self.say(self.offline, "red")
+            return
+        self._stopping = True
+        self.swarm_screen.keys.say("stopping the engine" + self.glyphs.ellipsis, "amber")
+        try:
+            reply = await client.send(StopEngine())
+            error = "" if reply.ok else reply.error
+        except EngineGone:
+            error = ""  # it ended before it could answer
+        except ClientError as failed:
+            error = str(failed)
+        if error:
+            self._stopping = False
+            self.say(error, "red")
+            return
+        try:
+            async with self.clock.timeout(CLOSE_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            self.failure = f"the engine has not stopped within {CLOSE_SECONDS:.0f} seconds"
+        self._leave()
 
     def _leave(self) -> None:
         self._leaving = True
         self._stop.set()
+        self._wanted_again.set()
         if self._session is None or self._disconnected.is_set():
             self.exit(self.summary(), return_code=1 if self.failure else 0)
             return
         while len(self.screen_stack) > 1:
             self.pop_screen()
-        self.swarm_screen.keys.say("stopping the agents" + self.glyphs.ellipsis, "amber")
+        if not self._outlives:
+            self.swarm_screen.keys.say("stopping the agents" + self.glyphs.ellipsis, "amber")
+
+    def fate(self) -> Fate:
+        """How the engine stands as far as this console knows."""
+        if self._stopping:
+            return "stopped" if self._ended.is_set() else "stopping"
+        if self.lost:
+            return "ended"
+        if self._outlives:
+            return "goes on"
+        return "closed" if self._disconnected.is_set() else "ended"
 
     def summary(self) -> str:
-        """The line to print after the console is gone: how the swarm stands and how to see it again."""
+        """The line to print after the console is gone; empty if there was no swarm."""
         state = self.view.state
-        if not state.swarm:
-            return ""
-        # The feed ended before the engine did: what it stopped on its way out is interrupted by now.
-        closed = self._disconnected.is_set() and self.failure is None
-        counts: dict[str, int] = {}
-        for agent in state.agents.values():
-            status = "interrupted" if closed and (agent.live or agent.wait) else agent.status
-            counts[status] = counts.get(status, 0) + 1
-        words = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
-        return f"swarm {state.swarm}: {words}; watchroom session show {state.swarm}"
+        return farewell(state, self.fate(), self.attach) if state.swarm else ""

@@ -15,6 +15,10 @@ from core.view.cleaning import clean_struct
 from core.view.transcript import Transcript
 
 
+KEEP_BEFORE = 32
+"""Transcripts kept over a snapshot, until somebody asks for them again."""
+
+
 class JobRows:
     """The rows of one job that a face has loaded, by row_index, kept current by events."""
 
@@ -71,6 +75,8 @@ class SwarmView:
         self._changes = Changes()
         self._streaming_response: dict[str, str] = {}
         self._ahead: dict[str, list[AnyEvent]] = {}
+        self._before: dict[str, Transcript] = {}
+        """Transcripts that were loaded when a snapshot came: each goes on once a page reaches up to it."""
 
     def feed(self, item: FeedItem) -> None:
         match item:
@@ -114,9 +120,16 @@ class SwarmView:
     def load_transcript(self, thread: str, page: TranscriptPage) -> Transcript:
         """Take a page: the newest (first call) or an older one. Returns the transcript."""
         transcript = self.transcripts.get(thread)
-        if transcript is None:
+        before = self._before.pop(thread, None)
+        if transcript is not None:
+            transcript.prepend(page)
+        elif before is not None and (not page.more or page.events[0].seq <= before.seq):
+            transcript = self.transcripts[thread] = before
+            for event in page.events:
+                transcript.apply(clean_struct(event))
+        else:
             transcript = self.transcripts[thread] = Transcript(thread)
-        transcript.prepend(page)
+            transcript.prepend(page)
         for event in self._ahead.pop(thread, []):
             transcript.apply(event)
         self._changes.transcripts.add(thread)
@@ -147,6 +160,10 @@ class SwarmView:
         for table in (state.agents, state.approvals, state.calls, state.mail, state.jobs):
             for key, entry in list(table.items()):
                 table[key] = cast("Any", clean_struct(entry))
+        same = self.state.swarm == state.swarm
+        self._before = {**self._before, **self.transcripts} if same else {}
+        for old in list(self._before)[:-KEEP_BEFORE]:
+            del self._before[old]
         self.state = clean_struct(state)
         self.transcripts.clear()
         self.job_rows.clear()

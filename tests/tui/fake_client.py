@@ -12,6 +12,7 @@ from core.domain.commands import (
     AnyCommand,
     Batch,
     Delta,
+    EngineInfo,
     FeedItem,
     GetJobRows,
     GetTranscript,
@@ -20,6 +21,7 @@ from core.domain.commands import (
     Page,
     PageRequest,
     Reply,
+    ResumeSwarm,
     Snapshot,
     StartSwarm,
     Streaming,
@@ -27,6 +29,7 @@ from core.domain.commands import (
 )
 from core.domain.events import TRANSCRIPT, AnyEvent, Event
 from core.domain.state import SwarmState
+from core.version import VERSION
 from tests.tui.story import SWARM
 
 
@@ -40,7 +43,12 @@ class FakeClient:
         rows: Sequence[JobRow] = (),
         streaming: Sequence[Streaming] = (),
         page_limit: int | None = None,
+        outlives: bool = False,
+        kind: str = "local",
     ) -> None:
+        self.engine = EngineInfo(engine="fake", pid=4242, kind=kind, version=VERSION)
+        self.outlives = outlives
+        """As an engine of its own: leaving closes this client only."""
         self.events = list(events)
         self.rows = list(rows)
         self.streaming = tuple(streaming)
@@ -48,6 +56,8 @@ class FakeClient:
         self.sent: list[AnyCommand] = []
         self.pages: list[PageRequest] = []
         self.replies: dict[type, Reply] = {}
+        self.raises: ClientError | None = None
+        """What every command raises instead of a reply."""
         self.closed = False
         self.page_error: str | None = None
         self._feeds: list[asyncio.Queue[FeedItem | None]] = []
@@ -56,7 +66,9 @@ class FakeClient:
 
     async def send(self, command: AnyCommand) -> Reply:
         self.sent.append(command)
-        default = Reply(value={"swarm": SWARM}) if isinstance(command, StartSwarm) else Reply()
+        if self.raises is not None:
+            raise self.raises
+        default = Reply(value={"swarm": SWARM}) if isinstance(command, StartSwarm | ResumeSwarm) else Reply()
         return self.replies.get(type(command), default)
 
     @asynccontextmanager

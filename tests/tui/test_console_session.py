@@ -97,19 +97,6 @@ async def test_a_start_that_is_refused_ends_the_console_with_its_sentence() -> N
     assert client.closed
 
 
-async def test_an_engine_that_goes_away_is_said_and_the_screen_stays() -> None:
-    client = audit_client()
-    app = stage(client)
-    async with app.run_test(size=SIZE) as pilot:
-        await ready(pilot)
-        client.feed(None)
-        await ready(pilot)
-        assert "the engine ended the feed" in screen_text(app)
-        assert app.is_running
-        await pilot.press("j")
-        assert app.swarm_screen.selected == ATLAS
-
-
 async def test_a_page_that_fails_is_a_toast() -> None:
     client = audit_client()
     client.page_error = "no such agent"

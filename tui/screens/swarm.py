@@ -105,6 +105,13 @@ class SwarmScreen(Screen[None]):
             "escape", "back", "back", show=False, key_display="esc", id="back", tooltip="Back to the tree"
         ),
         Binding("t", "theme", "theme", show=False, id="theme", tooltip="Dark or light"),
+        Binding(
+            "R",
+            "connect_again",
+            "start again",
+            id="engine.again",
+            tooltip="Start the engine again, or connect to it again, and go on",
+        ),
         Binding("question_mark", "help", "help", id="help", tooltip="This help"),
     ]
     app: WatchroomApp
@@ -387,6 +394,8 @@ class SwarmScreen(Screen[None]):
             return bool(self.view.state.approvals)
         if action == "jobs":
             return bool(self.view.state.jobs)
+        if action == "connect_again":
+            return self.app.lost
         return True
 
     def action_follow(self) -> None:
@@ -506,6 +515,9 @@ class SwarmScreen(Screen[None]):
             self.app.copy_to_clipboard(self.selected)
             self.app.say(f"copied {self.selected}")
 
+    def action_connect_again(self) -> None:
+        self.app.connect_again()
+
     def action_theme(self) -> None:
         self.app.toggle_theme()
 
@@ -533,12 +545,19 @@ class SwarmScreen(Screen[None]):
     def _left_composer(self) -> None:
         self._show_pane(self.pane, focus=True)
 
+    def put_back(self, words: str) -> None:
+        """What could not be sent is a draft again, before whatever was typed since."""
+        if words:
+            typed = self.composer.text
+            self.composer.load_text(f"{words}\n{typed}" if typed else words)
+            self.composer.move_cursor(self.composer.document.end)
+
     @on(Composer.Submitted)
     def _submitted(self, event: Composer.Submitted) -> None:
         thread = self.label.target or self.view.state.root
-        if thread is None:
-            self.composer.load_text(event.text)
-            self.app.say("the swarm is still starting")
+        if thread is None or self.app.client is None:
+            self.put_back(event.text)
+            self.app.say("the swarm is still starting" if thread is None else self.app.offline, "amber")
             return
         name = self.view.name_of(thread)
         command = SendInput(swarm=self.view.state.swarm, thread=thread, text=event.text)

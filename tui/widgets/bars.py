@@ -79,6 +79,9 @@ class HeadLine(Painted):
         gap = "      " if wide else GAP
         title = text.cut(text.one_line(state.title) or "swarm", max(width // 4, 12))
         left: Line = [(f" {label}", "muted"), (title, "fg+b"), (gap, "fg"), *self._status(now)]
+        if self.trouble:
+            room = width - width_of(left) - len(gap) - 1
+            return [[*left, (gap, "fg"), (text.cut(text.one_line(self.trouble), max(room, 0)), "amber+b")]]
         right = self._warnings()
         parts = [self._counts(now, narrow=width < 100), self._tokens(wide), self._job(now, width)]
         for part in parts:
@@ -93,6 +96,8 @@ class HeadLine(Painted):
         busy = live or any(not job.ended for job in state.jobs.values())
         end = now if busy else state.last_at
         clock = text.running((end - state.started_at).total_seconds())
+        if self.trouble and busy:
+            return [(f"{self.glyphs.states['lost']} ", "amber"), (clock, "fg")]
         if busy:
             glyph, word, style = self.glyphs.states["running"], "running", "teal"
         elif root is None:
@@ -130,8 +135,6 @@ class HeadLine(Painted):
         return line
 
     def _warnings(self) -> Line:
-        if self.trouble:
-            return [(self.trouble, "amber")]
         if self.view.state.seq and not self.view.state.sandboxed:
             return [("no sandbox", "amber")]
         return []

@@ -15,6 +15,9 @@ from tui.widgets.painted import Painted
 SHORT = {"move": "", "fold": " ", "interrupt": "int", "message": "msg", "error": "err"}
 """Labels for a terminal that has no room for the whole words."""
 
+ALWAYS = ("start again", "help", "quit")
+"""Labels that are never left out."""
+
 
 def key_name(binding: Binding) -> str:
     """How a key is written for people."""
@@ -83,7 +86,7 @@ class KeyLine(Painted):
                 if key_name(binding) not in keys:
                     keys.append(key_name(binding))
         fixed: list[tuple[str, list[str]]] = [
-            (label, groups.pop(label)) for label in ("help", "quit") if label in groups
+            (label, groups.pop(label)) for label in ALWAYS if label in groups
         ]
         tail = self._cells(fixed)
         line: Line = [(" ", "fg")]

@@ -49,10 +49,14 @@ class Transcript(LineView):
         self.folds: dict[tuple[str, int], int] = {}
         self._keys: list[int] = []
         self._stream = ""
+        self._kept: Rows | None = None
+        """The rows on show: after a new snapshot they stay until the view has them again."""
 
     @property
     def rows(self) -> Rows | None:
-        return self.view.transcripts.get(self.thread) if self.thread is not None else None
+        """The rows on show, None while none are loaded."""
+        rows = self.view.transcripts.get(self.thread) if self.thread is not None else None
+        return rows if rows is not None else self._kept
 
     def show(self, thread: str) -> None:
         """Show another agent's transcript, at its end."""
@@ -65,7 +69,8 @@ class Transcript(LineView):
         self._reload()
 
     def _reload(self) -> None:
-        if (rows := self.rows) is not None:
+        self._kept = self.view.transcripts.get(self.thread or "")
+        if (rows := self._kept) is not None:
             rows.take_changed()
         self._keys.clear()
         self._bottoms.clear()
@@ -81,11 +86,14 @@ class Transcript(LineView):
                 self.repaint()
             return
         changed = rows.take_changed()
+        if rows is not self._kept:
+            self._kept, changed = rows, 0
         stream = self._streaming()
         if changed is None and stream == self._stream:
             self.repaint()
             return
-        self._load(len(self._keys) if changed is None else changed, self._place())
+        place = self._place()  # of the rows as they were
+        self._load(len(self._keys) if changed is None else changed, place)
 
     def _load(self, changed: int, place: tuple[Hashable, int] | None) -> None:
         rows = self.rows
