@@ -1,4 +1,8 @@
-"""Who owns a swarm: an exclusive `flock` held for the owner's life (decision 1); the pid is for messages."""
+"""Who owns a swarm: an exclusive `flock` held for the owner's life (decision 1).
+
+What an owner writes about itself (process, engine, kind) is for messages and for finding it; whether it lives
+is only ever asked of the lock.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,28 @@ import re
 import time
 from pathlib import Path
 
+import msgspec
+
 from core.store.errors import StoreError, sentence
 
 TRIES = 20
 TRY_SECONDS = 0.002
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
+MOST_BYTES = 200
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """What an owner says of itself; "" where it says nothing."""
+
+    pid: int
+    engine: str = ""
+    """Id of the engine, as in its record."""
+    kind: str = ""
+    """"background", "exec", …"""
+
+    @property
+    def text(self) -> str:
+        return f"process {self.pid}" + (f", {self.kind}" if self.kind else "")
 
 
 class SwarmLock:
@@ -23,24 +44,26 @@ class SwarmLock:
         self._path = path
 
     @classmethod
-    def acquire(cls, home: Path, swarm: str) -> SwarmLock:
+    def acquire(cls, home: Path, swarm: str, owner: Owner | None = None) -> SwarmLock:
         """Blocks for some milliseconds at most. Raises StoreError that names the owner."""
+        owner = owner or Owner(pid=os.getpid())
         path = _path(home, swarm)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             for _ in range(TRIES):
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                if _take(fd, path):
+                if take(fd, path):
                     os.ftruncate(fd, 0)
-                    os.write(fd, f"{os.getpid()}\n".encode())
+                    os.write(fd, f"{owner.pid}\n{owner.engine}\n{owner.kind}\n".encode())
                     return cls(fd, path)
                 os.close(fd)
                 # A reader that only looks holds the lock for an instant.
                 time.sleep(TRY_SECONDS)
         except OSError as error:
             raise StoreError(sentence(error, f"the lock of swarm {swarm} cannot be taken")) from error
+        found = owner_of(home, swarm)
         raise StoreError(
-            f"swarm {swarm} belongs to another engine (process {owner_pid(home, swarm) or 'unknown'})"
+            f"swarm {swarm} belongs to another engine ({found.text if found else 'process unknown'})"
         )
 
     def release(self) -> None:
@@ -54,18 +77,9 @@ class SwarmLock:
 def owner_alive(home: Path, swarm: str) -> bool:
     """Whether some process owns the swarm now."""
     try:
-        fd = os.open(_path(home, swarm), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
+        return held(_path(home, swarm))
     except OSError as error:
         raise StoreError(sentence(error, f"the lock of swarm {swarm} cannot be read")) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def owned_swarms(home: Path) -> set[str]:
@@ -80,14 +94,41 @@ def owned_swarms(home: Path) -> set[str]:
 
 
 def owner_pid(home: Path, swarm: str) -> int | None:
-    """What the owner wrote about itself; None if it cannot be read."""
+    """The process that wrote itself down as the owner; None if it cannot be read."""
+    owner = owner_of(home, swarm)
+    return owner.pid if owner is not None else None
+
+
+def owner_of(home: Path, swarm: str) -> Owner | None:
+    """What the owner, alive or not, wrote about itself; None if it cannot be read."""
     try:
-        return int(_path(home, swarm).read_text(encoding="ascii"))
+        with open(_path(home, swarm), encoding="ascii") as file:
+            pid, engine, kind, *_ = [*file.read(MOST_BYTES).splitlines(), "", "", ""]
+        return Owner(pid=int(pid), engine=engine, kind=kind)
     except (OSError, ValueError):
         return None
 
 
-def _take(fd: int, path: Path) -> bool:
+# --- flock -----------------------------------------------------------------------------------------------
+
+
+def held(path: Path) -> bool:
+    """Whether some process holds the lock of a file. Raises OSError; a missing file is held by nobody."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def take(fd: int, path: Path) -> bool:
+    """Lock the open file if nobody else has; False also if it is no longer the one at `path`."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

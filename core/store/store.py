@@ -15,7 +15,7 @@ from core.store.connection import connect_writer, prepare_home
 from core.store.errors import NotFound, StoreError
 from core.store.jobs import JobStore
 from core.store.loading import load_live
-from core.store.locks import SwarmLock
+from core.store.locks import Owner, SwarmLock
 from core.store.projection import LiveSwarm
 from core.store.readers import Reader
 from core.store.schema import migrate
@@ -37,6 +37,8 @@ class Store:
         """Read-only, sees what is committed."""
         self.redact = redact
         """Text as it would be stored: without secrets."""
+        self.owner: Owner | None = None
+        """What is written into the locks of its swarms; None: only the process. Set before the first."""
         self.jobs = JobStore(self, reader, redact)
         self._writer = writer
         self._locks: dict[str, SwarmLock] = {}
@@ -98,7 +100,7 @@ class Store:
     async def _own(self, swarm: str, *, new: bool) -> None:
         if swarm in self._locks:
             raise StoreError(f"swarm {swarm} is open already")
-        lock = await asyncio.to_thread(SwarmLock.acquire, self.home, swarm)
+        lock = await asyncio.to_thread(SwarmLock.acquire, self.home, swarm, self.owner)
         try:
             found = await self.reader.exists(swarm)
             if new and found:
