@@ -27,10 +27,12 @@ class Source:
         self.feed = Feed(lambda: self.state)
 
     def happen(self, count: int) -> None:
-        events = [spawned(self.state.seq + 1 + i) for i in range(count)]
+        self.publish(*[spawned(self.state.seq + 1 + i) for i in range(count)])
+
+    def publish(self, *events: e.AnyEvent) -> None:
         for event in events:
             apply(self.state, event)
-        self.feed.publish(events)
+        self.feed.publish(events, [e.encode(event).decode() for event in events])
 
 
 async def drain(reader: Reader) -> list[object]:
@@ -64,8 +66,7 @@ async def test_a_snapshot_comes_first_and_events_follow_without_gap_or_repeat() 
 
 async def test_a_slow_reader_is_told_and_starts_again() -> None:
     source = Source()
-    reader = Reader(source.feed, backlog=5)
-    source.feed._readers.add(reader)
+    reader = source.feed.subscribe(backlog=5)
     await anext(reader)
     source.happen(6)
     assert await anext(reader) == Lagged()
@@ -84,7 +85,7 @@ async def test_deltas_of_one_answer_are_merged_and_a_late_reader_gets_the_text_s
     late = await anext(source.feed.subscribe())
     assert isinstance(late, Snapshot)
     assert [s.text for s in late.streaming] == ["Hello you"]
-    source.feed.publish([e.AssistantMessage(seq=1, agent="t", text="Hello you")])
+    source.publish(e.AssistantMessage(seq=1, agent="t", text="Hello you"))
     assert source.feed.snapshot().streaming == ()
 
 
@@ -108,8 +109,7 @@ def test_every_reader_ends_with_the_fold_of_the_journal(steps: list[int | str]) 
             if isinstance(step, int):
                 source.happen(step)
             elif step == "join":
-                reader = Reader(source.feed, backlog=12)
-                source.feed._readers.add(reader)
+                reader = source.feed.subscribe(backlog=12)
                 readers.append((reader, SwarmView()))
             elif readers and step == "leave":
                 source.feed.unsubscribe(readers.pop(0)[0])
