@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.channel.client import Client, ClientError
@@ -136,5 +137,5 @@ def bridge(args: Namespace) -> int:
     record = owner_of(settings.home, swarm)
     if record is None:
         raise ClientError(f"the engine of swarm {swarm} cannot be reached: it listens nowhere")
-    pump(record.socket, swarm, sys.stdin.fileno(), sys.stdout.fileno())
+    pump(Path(record.socket), swarm, sys.stdin.fileno(), sys.stdout.fileno())
     return exits.OK

@@ -1,4 +1,4 @@
-"""`watchroom doctor`: is everything there that a swarm needs? Nothing is made and nothing is changed."""
+"""`watchroom doctor`: is everything there that a swarm needs? It only looks and makes nothing there."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _folder(name: str, path: Path) -> Check:
 
 
 def _sockets() -> Check:
-    """Where an engine would listen. `socket_path` makes the folder; the same one would be made anyway."""
+    """Where an engine would listen. Only making the folder tells whether it can be made."""
     from core.channel.client import ClientError
     from core.channel.sockets import socket_path
 

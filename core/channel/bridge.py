@@ -123,8 +123,10 @@ class Link:
         return code
 
     def kill(self) -> None:
-        """End it from another thread than the one that listens."""
+        """End it from another thread than the one that listens, which then sees the end and tidies up."""
         self._process.kill()
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def _read_stderr(self) -> None:
         """Always read, or `ssh` would stand still when the pipe is full."""
@@ -161,11 +163,11 @@ async def redial(host: str, words: Sequence[str] = (), *, clock: Clock | None = 
 @contextlib.asynccontextmanager
 async def on_link(link: Link, *, clock: Clock | None = None) -> AsyncIterator[Client]:
     """A client of the engine at the other end; the link ends with it. Raises ClientError."""
-    from core.channel.remote import connect_streams
+    from core.channel.remote import STREAM_BUFFER, connect_streams
 
     try:
         link.socket.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=link.socket)
+        reader, writer = await asyncio.open_unix_connection(sock=link.socket, limit=STREAM_BUFFER)
         lost = f"the connection to {link.host} has ended"
         async with connect_streams(reader, writer, clock=clock or SystemClock(), lost=lost) as client:
             yield client
