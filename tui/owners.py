@@ -8,16 +8,12 @@ from typing import Any
 
 def owner(home: Path, swarm: str) -> dict[str, Any] | None:
     """{"pid", "kind"} of the owner, either of them None if it is not known; None for a swarm without one."""
-    from core.store.locks import owner_alive, owner_pid
+    from core.store.locks import owner_alive, owner_of
 
     if not owner_alive(home, swarm):
         return None
-    from core.channel.directory import owner_of
-
-    record = owner_of(home, swarm)
-    if record is None:
-        return {"pid": owner_pid(home, swarm), "kind": None}
-    return {"pid": record.pid, "kind": record.kind}
+    found = owner_of(home, swarm)
+    return {"pid": found.pid if found else None, "kind": found.kind or None if found else None}
 
 
 def owner_text(found: dict[str, Any] | None) -> str | None:

@@ -88,6 +88,10 @@ class _Refused(Exception):
         self.code = reply.code or "error"
 
 
+class _Ambiguous(Exception):
+    """A word that means several agents; the sentence lists them."""
+
+
 class _Result:
     """What one command did, with all that is needed to tell it."""
 
@@ -137,7 +141,7 @@ def _change(args: Namespace, verb: str, text: str = "") -> int:
     try:
         if code := signals.run(main):
             return code
-    except (_Refused, ClientError, NotFound, StoreError) as error:
+    except (_Refused, _Ambiguous, ClientError, NotFound, StoreError) as error:
         return _failed(error, args.json)
     if args.json:
         reading.print_json(_json(results[0], verb, args.dry_run))
@@ -157,9 +161,7 @@ def _only(ref: str, found: Sequence[Found]) -> Found:
     ]
     more = ", …" if len(found) > SHOWN_MATCHES else ""
     hint = "; --swarm ID narrows it down" if several else ""
-    raise exits.Quit(
-        exits.USAGE, f"{clean_line(ref)!r} means {len(found)} agents: {', '.join(names)}{more}{hint}"
-    )
+    raise _Ambiguous(f"{clean_line(ref)!r} means {len(found)} agents: {', '.join(names)}{more}{hint}")
 
 
 def _failed(error: Exception, json: bool) -> int:
@@ -168,6 +170,8 @@ def _failed(error: Exception, json: bool) -> int:
         code = error.code
     elif isinstance(error, NotFound):
         code = "not_found"
+    elif isinstance(error, _Ambiguous):
+        code = "ambiguous"
     elif isinstance(error, EngineBusy):
         code = "busy"
     else:
@@ -178,7 +182,7 @@ def _failed(error: Exception, json: bool) -> int:
     if json:
         reading.print_json({"error": {"code": code, "message": message}})
     print(f"watchroom: {message}", file=sys.stderr)
-    return exits.USAGE if code == "usage" else exits.ERROR
+    return exits.USAGE if code in ("usage", "ambiguous") else exits.ERROR
 
 
 def _json(result: _Result, verb: str, dry_run: bool) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from core.clock import Clock, SystemClock
 from core.safety.text import clean_line
 from tui import exits, reading, setup, signals
 
 if TYPE_CHECKING:
+    from core.channel.directory import EngineRecord
     from core.config import Settings
 
 Status = Literal["ok", "warn", "fail"]
@@ -210,11 +211,14 @@ async def engines(settings: Settings, clock: Clock) -> AsyncIterator[Check]:
         yield Check("engine", "ok", "none runs in this home (the console starts one)")
     for record in records:
         said = f"{record.kind}, process {record.pid}, version {record.version}"
+        if not record.here:
+            yield Check("engine", "warn", f"{said}: it runs on {record.host} and cannot be asked from here")
+            continue
         status, answer = await _answer(record, clock)
         yield Check("engine", status, f"{said}: {answer}")
 
 
-async def _answer(record: Any, clock: Clock) -> tuple[Status, str]:
+async def _answer(record: EngineRecord, clock: Clock) -> tuple[Status, str]:
     from core.channel.client import ClientError
     from core.channel.remote import connect
     from core.domain.commands import ListSwarms

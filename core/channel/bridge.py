@@ -163,7 +163,8 @@ async def redial(host: str, words: Sequence[str] = (), *, clock: Clock | None = 
 @contextlib.asynccontextmanager
 async def on_link(link: Link, *, clock: Clock | None = None) -> AsyncIterator[Client]:
     """A client of the engine at the other end; the link ends with it. Raises ClientError."""
-    from core.channel.remote import STREAM_BUFFER, connect_streams
+    from core.channel.frames import STREAM_BUFFER
+    from core.channel.remote import connect_streams
 
     try:
         link.socket.setblocking(False)

@@ -53,7 +53,7 @@ async def find_agents(reader: Reader, ref: str, swarm: str | None = None) -> lis
     for candidate in swarms:
         found += await _in_swarm(reader, candidate, ref)
     exact = [agent for agent in found if ref in (agent.path, agent.nickname) or ref.lower() == agent.thread]
-    if exact or found:
+    if found:
         return exact or found
     where = "in that swarm" if swarm is not None else "in a swarm that runs"
     if swarm is None:

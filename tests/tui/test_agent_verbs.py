@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
+from core.channel.client import EngineBusy
 from core.domain.status import Status
 from tests.tui.engine_process import STILL, engine_with_swarm
 from tests.tui.shell import Shell
@@ -199,6 +201,8 @@ def test_one_word_that_means_several_agents_lists_them(shell: Shell, running: di
     said = shell.refused(exits.USAGE, "agent", "interrupt", thread[:4])
     assert "means 4 agents" in said
     assert all(path in said for path in STILL)
+    ran = shell("agent", "interrupt", thread[:4], "--json")
+    assert (ran.code, json.loads(ran.out)["error"]["code"]) == (exits.USAGE, "ambiguous")
     with engine_with_swarm(shell.home, "job") as other:
         assert len(shell.json("agent", "list")["agents"]) == 8
         assert shell("agent", "list").lines[0].split()[-2:] == ["swarm", "path"]
@@ -220,10 +224,6 @@ def test_nobody_of_that_name(shell: Shell, running: dict[str, Any], ref: str) ->
 def test_an_engine_that_does_not_answer_is_busy_not_absent(
     shell: Shell, running: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
-    from core.channel.client import EngineBusy
-
     class Busy:
         async def __aenter__(self) -> Busy:
             return self
