@@ -119,6 +119,7 @@ class Engine:
         self._sandbox: tuple[Sandbox | None, str] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stop = asyncio.Event()
+        self._serving_tasks: set[asyncio.Task[None]] = set()
         store.on_commit = self._committed
 
     @classmethod
@@ -289,9 +290,19 @@ class Engine:
             await self.store.release(found.swarm)
             raise
         await self._serving(hosted, begin.go_on)
+        if hosted.swarm.state.root is None:
+            # Its first owner died between its first event and its root.
+            await hosted.swarm.start_root(None, found.title)
         return hosted
 
     # --- swarms ------------------------------------------------------------------------------------------
+
+    async def end_swarms(self) -> None:
+        """Interrupt what runs and record it, as on leaving; whoever listens still hears of it. Nothing starts
+        after this."""
+        self._stop.set()
+        if self._serving_tasks:
+            await asyncio.wait(set(self._serving_tasks))
 
     async def _new_swarm(
         self,
@@ -373,7 +384,9 @@ class Engine:
         what the task does first."""
         assert self._group is not None
         ready = asyncio.Event()
-        self._group.create_task(self._serve(hosted, ready, begin), name=f"swarm {hosted.swarm.id}")
+        task = self._group.create_task(self._serve(hosted, ready, begin), name=f"swarm {hosted.swarm.id}")
+        self._serving_tasks.add(task)
+        task.add_done_callback(self._serving_tasks.discard)
         await ready.wait()
 
     async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
