@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sqlite3
 import stat
 import sys
 from argparse import Namespace
@@ -112,14 +111,12 @@ def python() -> Check:
 
 
 def sqlite() -> Check:
-    from core.store.connection import NEEDED
+    from core.store.health import sqlite_version
 
-    needed = ".".join(str(part) for part in NEEDED)
-    if sqlite3.sqlite_version_info < NEEDED:
-        return Check(
-            "sqlite", "fail", f"SQLite {sqlite3.sqlite_version} is too old: {needed} or newer is needed"
-        )
-    return Check("sqlite", "ok", f"SQLite {sqlite3.sqlite_version}")
+    found, needed = sqlite_version()
+    if needed is not None:
+        return Check("sqlite", "fail", f"SQLite {found} is too old: {needed} or newer is needed")
+    return Check("sqlite", "ok", f"SQLite {found}")
 
 
 async def sandbox(settings: Settings, clock: Clock) -> Check:
@@ -177,30 +174,19 @@ def _sockets() -> Check:
 
 
 async def store(settings: Settings) -> Check:
-    from core.store.connection import FILE_NAME
     from core.store.errors import StoreError
-    from core.store.readers import Reader
+    from core.store.health import health
 
-    path = settings.home / FILE_NAME
-    if not path.exists():
-        return Check("store", "ok", f"{path} (none yet)")
     try:
-        async with Reader.open(settings.home) as reader:
-            rows = await reader.all("SELECT count(*) FROM swarms")
-            checked = await reader.all("PRAGMA quick_check(1)") if path.stat().st_size < QUICK_BYTES else []
-    except StoreError as error:
+        found = await health(settings.home)
+    except (StoreError, OSError) as error:
         return Check("store", "fail", str(error))
-    if checked and str(checked[0][0]) != "ok":
-        return Check("store", "fail", f"{path} is damaged: {checked[0][0]}")
-    size = path.stat().st_size / 1e6
-    said = f"{path}, {rows[0][0] if rows else 0} swarms, {size:.1f} MB"
-    if not os.access(path, os.W_OK):
+    if found is None:
+        return Check("store", "ok", "there is none yet")
+    said = f"{found.path}, {found.swarms} swarm{'' if found.swarms == 1 else 's'}, {found.bytes / 1e6:.1f} MB"
+    if not found.writable:
         return Check("store", "fail", f"{said}: it can be read, not written")
     return Check("store", "ok", said)
-
-
-QUICK_BYTES = 64_000_000
-"""A bigger store is not read through: it would take long, and the answer is wanted now."""
 
 
 async def engines(settings: Settings, clock: Clock) -> AsyncIterator[Check]:

@@ -56,7 +56,7 @@ def test_a_new_home_with_the_embedded_model_is_fine_and_nothing_is_made(shell: S
     assert "not a terminal" in checks["terminal"][1]
     assert sqlite3.sqlite_version in checks["sqlite"][1]
     assert "embedded" in checks["server"][1]
-    assert "none yet" in checks["store"][1]
+    assert "there is none yet" in checks["store"][1]
     assert not shell.home.exists()
 
 
