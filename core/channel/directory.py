@@ -245,7 +245,7 @@ def wait_until_gone(home: Path) -> None:
     """BLOCKS until the home has no background engine, also none that is ending. A signal handler that raises
     ends the wait. Raises ClientError."""
     try:
-        fd = _open(home / "engine.lock")
+        fd = os.open(home / "engine.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
     except OSError as error:
