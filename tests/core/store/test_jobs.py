@@ -277,6 +277,15 @@ class Jobs(RuleBasedStateMachine):
         self.store = self.do(Store.open(Path(self.folder.name), clock=FakeClock(), redact=plain))
         self.do(self.store.reopen(self.swarm))
 
+    @rule()
+    def take_over(self) -> None:
+        """Rows at work go back, as if nobody had tried; of a job that has ended nothing is touched."""
+        self.do(self.store.jobs.take_over(self.swarm, []))
+        if self.status == "running":
+            for row in self.rows.values():
+                if row.status == "running":
+                    row.status, row.worker, row.attempt = "pending", "", row.attempt - 1
+
     @invariant()
     def agrees(self) -> None:
         if self.store is None:
