@@ -187,7 +187,7 @@ class WatchroomApp(App[str]):
             self._failed(str(error) or type(error).__name__)
         finally:
             self.client = None
-            if self._stopping:
+            if self._stopping and not self._stop.is_set():
                 self._ended.set()
 
     async def _open_swarm(self, client: Client, start: StartSwarm | ResumeSwarm | str) -> str | None:

@@ -10,16 +10,17 @@ from typing import Literal
 
 from core.channel.client import Client
 from core.config import Settings
-from core.domain.commands import Decide, Reply, StartSwarm
+from core.domain.commands import Decide, Reply, ResumeSwarm, StartSwarm
 from core.domain.events import AnyEvent, ApprovalRequested, encode
 from core.domain.state import SwarmState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
 from tui import exits, signals
+from tui.farewell import short_id
 from tui.follow import follow
 from tui.output import Out, escape_json
 from tui.plain import PlainLines
-from tui.setup import Connect, connect, glyphs_fit
+from tui.setup import Connect, glyphs_fit
 
 Mode = Literal["json", "headless", "plain"]
 """json: events on stdout. headless: progress on stderr, the answer on stdout. plain: every line on stdout."""
@@ -37,18 +38,19 @@ class Outcome:
 
 def run(
     settings: Settings,
-    command: StartSwarm,
+    command: StartSwarm | ResumeSwarm,
     mode: Mode,
     *,
+    engine: Connect,
     approve: bool = False,
-    engine: Connect = connect,
+    after: int = 0,
 ) -> int:
     """Run `command` to its end and print what `mode` asks for. With `approve` every ask is approved at once
-    (the demo's own, decision 28)."""
+    (the demo's own, decision 28). Of a swarm that is resumed only events behind `after` are told."""
     outcome = Outcome()
     code = exits.ERROR
     try:
-        code = signals.run(lambda: _run(settings, command, mode, approve, engine, outcome))
+        code = signals.run(lambda: _run(settings, command, mode, approve, engine, after, outcome))
     except BrokenPipeError:
         code = exits.PIPE
         raise
@@ -59,10 +61,11 @@ def run(
 
 async def _run(
     settings: Settings,
-    command: StartSwarm,
+    command: StartSwarm | ResumeSwarm,
     mode: Mode,
     approve: bool,
     engine: Connect,
+    after: int,
     outcome: Outcome,
 ) -> int:
     async with engine(settings) as client:
@@ -72,7 +75,7 @@ async def _run(
         tell = _teller(view, mode)
         if approve:
             tell = _approving(client, outcome.swarm, tell)
-        await until_quiet(client, outcome.swarm, view, tell)
+        await until_quiet(client, outcome.swarm, view, tell, after=after)
         return _judge(view.state, outcome)
 
 
@@ -85,15 +88,17 @@ async def until_quiet(
     view: SwarmView,
     tell: Tell,
     quiet: Callable[[SwarmState], bool] = SwarmState.quiet,
+    after: int = 0,
 ) -> None:
-    """Fold every event into `view`, tell it, and return once the swarm is quiet. Raises Quit if the engine
-    ends before that."""
-    async with aclosing(follow(client, swarm)) as batches:
+    """Fold every event into `view`, tell those behind `after`, and return once the swarm is quiet. Raises
+    Quit if the engine ends before that."""
+    async with aclosing(follow(client, swarm, after, view.feed)) as batches:
         async for batch in batches:
             for event in batch:
                 view.apply(event)
                 await tell(event)
-            if quiet(view.state):
+                after = event.seq
+            if after >= view.state.seq and quiet(view.state):
                 return
     raise exits.Quit(exits.ERROR, f"the engine ended before swarm {swarm} was done")
 
@@ -138,8 +143,21 @@ def _judge(state: SwarmState, outcome: Outcome) -> int:
     root = state.agents.get(outcome.thread)
     if root is None:
         raise exits.Quit(exits.ERROR, f"swarm {outcome.swarm} has lost its root")
+    if root.status == "idle" and state.jobs:  # a root that only holds a job (decision 30)
+        return _judge_jobs(state)
     outcome.status, outcome.message = root.status, root.status_message
     return exits.OK if root.status == "completed" else exits.ERROR
+
+
+def _judge_jobs(state: SwarmState) -> int:
+    """The exit code of `job run`, for a job that was resumed."""
+    for job in state.jobs.values():
+        _say(f"job {job.name}: {job.completed} of {job.total} rows done, {job.failed} failed")
+        _say(f"its results: watchroom job show {job.job[:8]}")
+    if any(job.status == "failed" for job in state.jobs.values()):
+        return exits.ERROR
+    whole = all(job.status == "completed" and not job.failed for job in state.jobs.values())
+    return exits.OK if whole else exits.FAILED_ROWS
 
 
 def _close(outcome: Outcome, code: int, mode: Mode) -> None:
@@ -156,6 +174,8 @@ def _close(outcome: Outcome, code: int, mode: Mode) -> None:
         _say(f"the root ended as {outcome.status} {outcome.message}")
     if outcome.thread:
         _say(f"what happened so far is stored: watchroom session show {outcome.thread}")
+    if outcome.swarm and outcome.status in ("", "interrupted"):
+        _say(f"go on with: watchroom resume {short_id(outcome.swarm)}")
 
 
 def _say(text: str) -> None:

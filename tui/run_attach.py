@@ -8,7 +8,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +100,7 @@ async def choose(reader: Reader, settings: Settings, ref: str | None) -> str:
 
 
 def _over_ssh(args: Namespace, settings: Settings) -> int:
-    from core.channel.bridge import Link, dial, on_link, redial
+    from core.channel.bridge import Link, connect_ssh, dial, on_link
     from tui.run_console import open_console
 
     if not args.ssh or args.ssh.startswith("-"):
@@ -109,14 +109,11 @@ def _over_ssh(args: Namespace, settings: Settings) -> int:
     first = dial(args.ssh, [*place, *([args.id] if args.id else [])], say=_tell)
     links: list[Link] = [first]
 
-    @asynccontextmanager
-    async def connect(_: Settings) -> AsyncIterator[Client]:
-        link = links.pop() if links else await redial(args.ssh, [*place, first.swarm])
-        async with on_link(link) as client:
-            yield client
+    def connect(_: Settings) -> AbstractAsyncContextManager[Client]:
+        return on_link(links.pop()) if links else connect_ssh(args.ssh, [*place, first.swarm])
 
     try:
-        return open_console(settings, first.swarm, connect=connect)
+        return open_console(settings, first.swarm, connect=connect, host=args.ssh)
     finally:
         for link in links:  # the console never came so far
             link.end()

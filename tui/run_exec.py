@@ -15,7 +15,8 @@ def run(args: Namespace) -> int:
     settings = setup.headless(setup.settings_of(args))
     task = read_task(args.task)
     command = StartSwarm(task=task, cwd=str(settings.cwd), source="exec", unattended="refuse")
-    return headless.run(settings, command, "json" if args.json else "headless")
+    mode: headless.Mode = "json" if args.json else "headless"
+    return headless.run(settings, command, mode, engine=setup.own_engine("exec"))
 
 
 def read_task(text: str, what: str = "the task", hint: str = "say what the root agent shall do") -> str:

@@ -17,10 +17,11 @@ from core.domain.state import JobState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
 from tui import exits, headless, reading, setup, signals
+from tui.farewell import short_id
 from tui.output import Out
 from tui.plain import PlainLines
 from tui.progress import ProgressLine, Rate, line
-from tui.setup import Connect, connect
+from tui.setup import Connect, own_engine
 from tui.table import moment, table
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -31,6 +32,7 @@ SHOWN_FAILURES = 5
 class Run:
     """What is known of a job's run, also when it was cut short."""
 
+    swarm: str = ""
     job: str = ""
     state: JobState | None = None
     output: str | None = None
@@ -39,7 +41,7 @@ class Run:
     failures: int = field(default=0)
 
 
-def run(args: Namespace, engine: Connect = connect) -> int:
+def run(args: Namespace, engine: Connect | None = None) -> int:
     command = command_of(args)
     if args.dry_run:
         return dry_run(args, command)
@@ -48,7 +50,9 @@ def run(args: Namespace, engine: Connect = connect) -> int:
     so_far = Run()
     code: int | None = None
     try:
-        code = signals.run(lambda: _run(settings, command, args.progress, engine, so_far))
+        code = signals.run(
+            lambda: _run(settings, command, args.progress, engine or own_engine("job"), so_far)
+        )
     finally:
         _close(so_far, code)
     if args.json and so_far.job:
@@ -119,13 +123,13 @@ def _read(name: str, what: str) -> str:
 async def _run(settings: Settings, command: RunJob, progress: str, engine: Connect, so_far: Run) -> int:
     async with engine(settings) as client:
         reply = headless.accepted(await client.send(command))
-        so_far.job = str(reply.value["job"])
+        so_far.swarm, so_far.job = str(reply.value["swarm"]), str(reply.value["job"])
         view = SwarmView()
         teller = _Teller(view, so_far, _mode(progress), SystemClock())
         try:
             await headless.until_quiet(
                 client,
-                str(reply.value["swarm"]),
+                so_far.swarm,
                 view,
                 teller.tell,
                 lambda state: so_far.job in state.jobs and state.jobs[so_far.job].ended,
@@ -215,6 +219,8 @@ def _close(so_far: Run, code: int | None) -> None:
     if job is not None:
         done = f"{job.completed} of {job.total} rows done, {job.failed} failed"
         _say(f"{done}; results so far are stored: watchroom job show {so_far.job[:8]}")
+    if job is None or not job.ended:
+        _say(f"go on with: watchroom resume {short_id(so_far.swarm)}")
 
 
 def _say(text: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -55,11 +56,34 @@ def headless(settings: Settings) -> Settings:
     return settings.model_copy(update={"unattended": None})
 
 
-def connect(settings: Settings) -> AbstractAsyncContextManager[Client]:
-    """An engine in this process. Imported only now: it is what costs time to load."""
-    from core.channel.local import open_engine
+def home_engine(settings: Settings) -> AbstractAsyncContextManager[Client]:
+    """The home's background engine, started if none lives. It goes on when the client is closed."""
+    from core.channel.launch import home_engine
 
-    return open_engine(settings)
+    return home_engine(settings)
+
+
+@asynccontextmanager
+async def swarm_engine(settings: Settings, swarm: str) -> AsyncIterator[Client]:
+    """The engine that owns a swarm; without an owner the home's own, which may resume it."""
+    from core.channel.launch import engine_of, home_engine
+    from core.store.locks import owner_alive
+
+    alive = await asyncio.to_thread(owner_alive, settings.home, swarm)
+    async with engine_of(settings.home, swarm) if alive else home_engine(settings) as client:
+        yield client
+
+
+def own_engine(kind: str) -> Connect:
+    """An engine in this process that a console can attach to. Imported only when it is opened: it is what
+    costs time to load."""
+
+    def connect(settings: Settings) -> AbstractAsyncContextManager[Client]:
+        from core.channel.host import host_engine
+
+        return host_engine(settings, kind=kind)
+
+    return connect
 
 
 def note(text: str) -> None:

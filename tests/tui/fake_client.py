@@ -60,7 +60,7 @@ class FakeClient:
         """What every command raises instead of a reply."""
         self.closed = False
         self.page_error: str | None = None
-        self._feeds: list[asyncio.Queue[FeedItem | None]] = []
+        self._feeds: list[asyncio.Queue[FeedItem | ClientError | None]] = []
 
     # --- the Client interface ------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class FakeClient:
 
     @asynccontextmanager
     async def subscribe(self, swarm: str) -> AsyncIterator[AsyncIterator[FeedItem]]:
-        feed: asyncio.Queue[FeedItem | None] = asyncio.Queue()
+        feed: asyncio.Queue[FeedItem | ClientError | None] = asyncio.Queue()
         self._feeds.append(feed)
         feed.put_nowait(self.snapshot())
         try:
@@ -81,8 +81,10 @@ class FakeClient:
         finally:
             self._feeds.remove(feed)
 
-    async def _items(self, feed: asyncio.Queue[FeedItem | None]) -> AsyncIterator[FeedItem]:
+    async def _items(self, feed: asyncio.Queue[FeedItem | ClientError | None]) -> AsyncIterator[FeedItem]:
         while (item := await feed.get()) is not None:
+            if isinstance(item, ClientError):
+                raise item
             yield item
 
     async def page(self, request: PageRequest) -> Page:
@@ -123,6 +125,11 @@ class FakeClient:
         """Feed any item; None ends the feed."""
         for feed in self._feeds:
             feed.put_nowait(item)
+
+    def fail(self, error: ClientError) -> None:
+        """The connection ends with this error."""
+        for feed in self._feeds:
+            feed.put_nowait(error)
 
     def _transcript(self, request: GetTranscript) -> TranscriptPage:
         mine = [

@@ -264,7 +264,10 @@ def test_a_signal_closes_the_engine_and_is_the_exit_code(signum: signal.Signals)
     assert out == ""
     assert "engine closed" in err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == f"watchroom: what happened so far is stored: watchroom session show {ROOT}"
+    assert err.splitlines()[-2:] == [
+        f"watchroom: what happened so far is stored: watchroom session show {ROOT}",
+        "watchroom: go on with: watchroom resume swarm-1",
+    ]
 
 
 def test_a_reader_that_stops_reading_cannot_block_a_signal() -> None:

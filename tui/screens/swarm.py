@@ -212,6 +212,9 @@ class SwarmScreen(Screen[None]):
             self.select(state.root)
             if root.status == "idle" and not root.mail and not root.turns:
                 self.set_focus(self.composer)
+        elif self.selected is not None and self.selected not in state.agents:
+            self.agents.refresh_rows()
+            self.select(state.root)
         job = self._job_on_show()
         if job is not None:
             self.table.show(job)
