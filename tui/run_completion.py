@@ -250,7 +250,7 @@ def zsh(verbs: list[Words]) -> str:
         pairs = [(flag, option.summary) for option in words.options for flag in option.flags]
         shown = _zsh_value(words.argument)
         cases.append(
-            f"    {shlex.quote(words.verb)}) options=({_described(pairs)}); plain={shlex.quote(shown)} ;;"
+            f"    {shlex.quote(words.verb)}) flags=({_described(pairs)}); plain={shlex.quote(shown)} ;;"
         )
     seconds = [
         f"    {first}) offers=({_described(words)}); _describe verb offers; return ;;"
@@ -271,7 +271,7 @@ _ZSH_SCRIPT = """\
 # zsh completion for watchroom, made by: watchroom completion zsh
 _watchroom() {{
   local option="" verb="" ended="" word plain i
-  local -a options offers
+  local -a flags offers
   for ((i = 2; i < CURRENT; i++)); do
     word="${{words[i]}}"
     if [[ -n $option ]]; then option=""; continue; fi
@@ -299,10 +299,10 @@ _watchroom() {{
   fi
   case "$verb" in
 {cases}
-    *) options=(); plain=: ;;
+    *) flags=(); plain=: ;;
   esac
   if [[ -z $ended && $PREFIX == -* ]]; then
-    _describe option options
+    _describe -o option flags
     return
   fi
   case "$verb" in
@@ -372,17 +372,20 @@ _FISH_SCRIPT = """\
 function __watchroom_verb_is
     set -l verb
     set -l skip 0
-    for word in (commandline -opc)[2..-1]
+    set -l words (commandline -opc)
+    set -e words[1]
+    for word in $words
         if test $skip = 1
             set skip 0
             continue
         end
+        if test "$word" = --
+            break
+        end
         switch $word
-            case --
-                break
             case {takes}
                 set skip 1
-            case '-?*'
+            case '-*'
             case '*'
                 if test (count $verb) -eq 0
                     set verb $word

@@ -249,9 +249,7 @@ async def server(settings: Settings, clock: Clock) -> Check:
     if (scenario := settings.scripted) is not None:
         return await asyncio.to_thread(_scripted, scenario)
     if settings.model is None:
-        return Check(
-            "server", "warn", f"{settings.base_url.rpartition('@')[2]} was not asked: no model is set"
-        )
+        return Check("server", "warn", "not asked: no model is set")
     from core.models.probe import probe
 
     secret = settings.api_key.get_secret_value() if settings.api_key is not None else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,11 @@ shift
 [ "$1" = "bare" ] && exit 127
 [ "$1" = "chatty" ] && { yes "welcome" | head -c 70000; exec cat > /dev/null; }
 [ "$1" = "silent" ] && exec cat > /dev/null
+[ "$1" = "noisy" ] && yes "debug1: noise" | head -c 300000 >&2
 [ "$1" = "greeting" ] && echo "Last login: yesterday
 watchroom-bridge"
-exec sh -c "$2"
+echo $$ > "${FAKE_SSH_LOG%.log}.pid"
+exec sh -c "exec $2"
 """
 
 
@@ -78,9 +83,8 @@ def console(monkeypatch: pytest.MonkeyPatch) -> Opened:
     return opened
 
 
-@pytest.fixture
-def ssh_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `ssh` on PATH that runs the command here, in a shell whose `watchroom` is this one."""
+def install_ssh(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder with an `ssh` that runs the command here, where `watchroom` is this one; its log."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "ssh").write_text(SSH)
@@ -88,9 +92,15 @@ def ssh_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "watchroom").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{run}" "$@"\n')
     for program in folder.iterdir():
         program.chmod(0o755)
+    return folder, tmp_path / "ssh.log"
+
+
+@pytest.fixture
+def ssh_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder, log = install_ssh(tmp_path)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SSH_LOG", str(tmp_path / "ssh.log"))
-    return tmp_path / "ssh.log"
+    monkeypatch.setenv("FAKE_SSH_LOG", str(log))
+    return log
 
 
 # --- which swarm -----------------------------------------------------------------------------------------
@@ -171,6 +181,15 @@ def test_over_ssh_with_an_id(shell: Shell, console: Opened, ssh_log: Path) -> No
     assert ran.err.splitlines()[-1].startswith("watchroom: no connection to host")
 
 
+def test_over_ssh_much_on_standard_error_holds_nothing_up(
+    shell: Shell, console: Opened, ssh_log: Path
+) -> None:
+    console.times = 2
+    with engine_with_swarm(shell.home):
+        assert shell("attach", "--ssh", "noisy").code == exits.OK
+        assert console.statuses == STILL
+
+
 @pytest.mark.parametrize(
     ("host", "said"),
     [
@@ -245,6 +264,38 @@ def test_a_bridge_to_nothing_is_one_sentence(shell: Shell) -> None:
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (exits.ERROR, b"")
     assert err.startswith(b"watchroom: nothing runs here")
+
+
+def test_the_pump_carries_every_byte_both_ways(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(5_000_000)
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def echo() -> None:
+            with listening.accept()[0] as peer:
+                while chunk := peer.recv(7000):
+                    peer.sendall(chunk)
+
+        (from_us, to_pump), (from_pump, pumped) = os.pipe(), os.pipe()
+
+        def pump() -> None:
+            bridge.pump(path, "swarm-1", from_us, pumped)
+            os.close(pumped)
+
+        got = b""
+        with ThreadPoolExecutor() as pool, open(from_pump, "rb") as back:
+            running = [pool.submit(work) for work in (echo, pump)]
+            assert back.readline() == bridge.MARKER + b"swarm-1\n"
+            with open(to_pump, "wb") as pipe:
+                sending = pool.submit(pipe.write, data)
+                got = back.read(len(data))
+                sending.result(20)
+            for work in running:
+                work.result(20)
+            os.close(from_us)
+    assert got == data
 
 
 def test_the_bridge_loads_nothing_heavy() -> None:
