@@ -43,7 +43,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- light -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [("--version",), ("--help",), ("exec", "--help"), ("job", "run", "--help")])
+LIGHT = (("--version",), ("--help",), ("exec", "--help"), ("job", "run", "--help"), ("completion", "bash"))
+
+
+@pytest.mark.parametrize("words", LIGHT)
 def test_version_and_help_load_nothing_heavy(words: tuple[str, ...]) -> None:
     script = (
         "import sys; from tui.cli import main; code = main();"
