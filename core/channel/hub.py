@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from core.channel.client import ClientError, EngineGone
-from core.channel.feed import Feed, Reader
+from core.channel.feed import BACKLOG, Feed, Reader
 from core.domain.commands import AnyCommand, Delta, Page, PageRequest, Reply
 from core.domain.events import AnyEvent
 from core.engine.engine import Engine, EngineError
@@ -17,10 +17,13 @@ log = logging.getLogger("watchroom.channel")
 
 
 class Hub:
-    """One per engine; takes the engine's two sinks. `aclose` ends the feeds and waits for commands."""
+    """One per engine; takes the engine's two sinks. `aclose` ends the feeds and waits for commands.
 
-    def __init__(self, engine: Engine) -> None:
+    `backlog`: events and deltas kept for one reader before it has lagged."""
+
+    def __init__(self, engine: Engine, *, backlog: int = BACKLOG) -> None:
         self._engine = engine
+        self._backlog = backlog
         self._feeds: dict[str, Feed] = {}
         self._commands: set[asyncio.Task[Reply]] = set()
         self._closed = False
@@ -49,7 +52,7 @@ class Hub:
         feed = self._feed(swarm)
         if feed is None:
             raise ClientError(f"this engine runs no swarm {clean_line(swarm)}")
-        return feed.subscribe(wake)
+        return feed.subscribe(wake, backlog=self._backlog)
 
     def unsubscribe(self, swarm: str, reader: Reader) -> None:
         if (feed := self._feeds.get(swarm)) is not None:

@@ -109,7 +109,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
 
 ToClient = Answer | PageAnswer | Failed | Item | End | Refused
 
-DecodeError = msgspec.DecodeError
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What a decoder may raise on bytes from others: not JSON, not a message, not UTF-8, nested too deeply."""
 encode = msgspec.json.Encoder().encode
 decode_hello = msgspec.json.Decoder(Hello).decode
 decode_welcome = msgspec.json.Decoder(Welcome | Refused).decode

@@ -170,7 +170,7 @@ class RemoteClient:
                 await self.clock.sleep(0)  # whoever reads the feed
         except OSError:
             pass  # a connection that broke is one that ended
-        except (FrameError, m.DecodeError) as error:
+        except (FrameError, *m.UNREADABLE) as error:
             over = ClientError(f"what the engine sent cannot be read: {clean_line(str(error))}")
         finally:
             self._hang_up(over)
@@ -300,7 +300,7 @@ class Subscription:
 
 @asynccontextmanager
 async def connect(
-    socket: Path, *, clock: Clock | None = None, dialer: Dialer | None = None
+    socket: Path, *, clock: Clock | None = None, dialer: Dialer | None = None, backlog: int = BACKLOG
 ) -> AsyncIterator[RemoteClient]:
     """A client of the engine that listens at `socket`. Raises EngineGone if nothing listens there,
     EngineBusy if it does not answer in time, ClientError if it is of another version or another user."""
@@ -318,7 +318,7 @@ async def connect(
     if sock is not None and peer_uid(sock) not in (None, os.geteuid()):
         writer.transport.abort()
         raise ClientError(f"what listens at {socket} belongs to another user; nothing was sent to it")
-    async with connect_streams(reader, writer, clock=clock, lost="") as client:
+    async with connect_streams(reader, writer, clock=clock, lost="", backlog=backlog) as client:
         yield client
 
 
@@ -328,18 +328,23 @@ async def _dial(socket: Path) -> Streams:
 
 @asynccontextmanager
 async def connect_streams(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, clock: Clock, lost: str
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    clock: Clock,
+    lost: str,
+    backlog: int = BACKLOG,
 ) -> AsyncIterator[RemoteClient]:
     """A client on streams that lead to an engine; it owns `writer`. `lost`: the sentence for a connection
-    that ends (empty: that the engine has ended). Raises as `connect` does."""
+    that ends (empty: that the engine has ended). `backlog`: events kept for a subscriber that does not read.
+    Raises as `connect` does."""
     try:
         info = await _handshake(reader, writer, clock, lost)
     except BaseException:
         writer.transport.abort()
         raise
-    client = RemoteClient(
-        reader, writer, info, clock=clock, lost=lost or f"the engine (pid {info.pid}) has ended"
-    )
+    lost = lost or f"the engine (pid {info.pid}) has ended"
+    client = RemoteClient(reader, writer, info, clock=clock, lost=lost, backlog=backlog)
     try:
         yield client
     finally:
@@ -366,7 +371,7 @@ async def _handshake(
         raise gone
     try:
         answer = m.decode_welcome(frame)
-    except m.DecodeError as error:
+    except m.UNREADABLE as error:
         raise ClientError("what answers there is not an engine of Watchroom") from error
     if isinstance(answer, m.Refused):
         raise ClientError(_said(answer.message))

@@ -31,6 +31,7 @@ from core.channel.outbox import Outbox
 from core.channel.peer import peer_uid
 from core.clock import Clock
 from core.domain.commands import AnyCommand, EngineInfo, Reply, ResumeSwarm, RunJob, StartSwarm, StopEngine
+from core.safety.text import clean_line
 
 log = logging.getLogger("watchroom.channel")
 MAX_CLIENTS = 64
@@ -238,8 +239,8 @@ class Connection:
                 await self._clock.sleep(0)
         except FrameError as error:
             self._refuse(f"the engine closed the connection: {error}")
-        except (m.DecodeError, _RulesError) as error:
-            log.warning("a client sent what cannot be read: %s", error)
+        except (*m.UNREADABLE, _RulesError) as error:
+            log.warning("a client sent what cannot be read: %s", clean_line(str(error)))
             self._refuse("the engine closed the connection: it cannot read what this client sent")
         except OSError:
             return
