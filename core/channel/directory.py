@@ -7,6 +7,7 @@ nobody by accident.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -27,6 +28,8 @@ from core.store.locks import owner_of as lock_owner
 MOST_BYTES = 10_000
 TRIES = 20
 _PROBE_SECONDS = 1.0
+_NO_RECORD = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO)
+"""Gone, a link, of another user, a socket: no engine of ours wrote that."""
 
 
 class EngineRecord(EngineInfo, frozen=True, kw_only=True):
@@ -117,15 +120,14 @@ def owner_of(home: Path, swarm: str) -> EngineRecord | None:
 def sweep(home: Path) -> None:
     """Remove the records of engines that are dead, and their sockets. Raises ClientError."""
     for path in [*_files(home, ".json"), *_files(home, ".new")]:
-        with _looking(home):
+        with _looking(home), contextlib.suppress(FileNotFoundError):
             _sweep(path)
 
 
 def _sweep(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    if path.is_symlink() or not path.is_file():
         return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if take(fd, path):
             remove_socket(path.stem)
@@ -170,11 +172,14 @@ def _read(path: Path) -> EngineRecord | None:
     """A record, or None for a file that is gone or holds something else."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno in _NO_RECORD:
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
         return None
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
         try:
             record = msgspec.json.decode(file.read(MOST_BYTES), type=EngineRecord)
         except (msgspec.DecodeError, UnicodeDecodeError):
