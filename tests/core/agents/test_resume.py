@@ -470,3 +470,27 @@ def test_states_are_told_apart_by_who_stopped_them() -> None:
     assert not stopped("operator")
     assert not stopped("engineer")
     assert not stopped("/root/engine", "x")
+
+
+async def test_only_those_who_go_on_read_their_history(later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a long swarm costs to resume is not what it has been through."""
+    read: list[str] = []
+
+    async def counted(store: Any, swarm: str, thread: str, upto: int) -> Any:
+        read.append(thread)
+        return await read_history(store, swarm, thread, upto)
+
+    spawn = step(*(call("spawn_agent", task_name=f"x{n}", message="do") for n in range(4)))
+    async with later.first({"/root": [spawn, HANG_ON], "/root/*": [{"text": "x"}]}) as (one, swarm, root):
+        await one.until(swarm, lambda s: sum(a.status == "completed" for a in s.agents.values()) == 4)
+        later.dies()
+    monkeypatch.setattr("core.agents.agent.read_history", counted)
+    async with later.second({"/root": [spawn], "/root/*": [{"text": "x"}, {"text": "y"}]}, swarm) as two:
+        await two.quiet(swarm)
+        assert read == [root]
+        child = two.at(swarm, "/root/x2").thread
+        await two.send(SendInput(swarm=swarm, thread=child, text="and you?"))
+        await two.until(swarm, lambda s: s.agents[child].status_message == "y")
+        await two.send(SendInput(swarm=swarm, thread=child, text="again?"))
+        await two.until(swarm, lambda s: s.agents[child].turns == 3 and not s.active())
+        assert read == [root, child]

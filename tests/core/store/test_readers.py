@@ -38,6 +38,7 @@ SESSION_KEYS = [
     "cost",
     "model",
     "cwd",
+    "swarm",
 ]
 TREE_KEYS = [
     "thread",
