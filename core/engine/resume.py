@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -11,9 +10,7 @@ from core.agents.reload import take_over as taken_over
 from core.agents.swarm import Swarm
 from core.domain import events as e
 from core.jobs.service import JobService
-from core.store.errors import Owned, StoreError
 from core.store.jobs import StoredJob
-from core.store.locks import owner_alive
 from core.store.reload import queued_mail
 
 
@@ -40,12 +37,7 @@ async def take_over(swarm: Swarm, jobs: JobService, *, by: str) -> Begin:
     """Own `swarm`, and record the end of what ran when its last owner died. Raises Owned, NotFound or
     StoreError; then it is not ours."""
     store = swarm.store
-    try:
-        state = await store.reopen(swarm.id)
-    except StoreError as error:
-        if not isinstance(error, Owned) and await asyncio.to_thread(owner_alive, store.home, swarm.id):
-            raise Owned(str(error)) from error
-        raise
+    state = await store.reopen(swarm.id)
     try:
         taken = taken_over(state, _resumed(swarm, by), interrupt_message=swarm.config.interrupt_message)
         await store.jobs.take_over(swarm.id, taken.events)

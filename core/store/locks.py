@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from core.store.errors import StoreError, sentence
+from core.store.errors import Owned, StoreError, sentence
 
 TRIES = 20
 TRY_SECONDS = 0.002
@@ -62,9 +62,7 @@ class SwarmLock:
         except OSError as error:
             raise StoreError(sentence(error, f"the lock of swarm {swarm} cannot be taken")) from error
         found = owner_of(home, swarm)
-        raise StoreError(
-            f"swarm {swarm} belongs to another engine ({found.text if found else 'process unknown'})"
-        )
+        raise Owned(f"swarm {swarm} belongs to another engine ({found.text if found else 'process unknown'})")
 
     def release(self) -> None:
         """Give the swarm up. The file goes while it is still locked, so that nobody else's is removed."""

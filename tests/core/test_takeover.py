@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.channel.client import ClientError
 from core.config import Settings
 from core.domain import events as e
-from core.domain.commands import Close, Interrupt, RunJob, SendInput, StartSwarm
+from core.domain.commands import Close, Interrupt, ListSwarms, ResumeSwarm, RunJob, SendInput, StartSwarm
 from core.store.readers import Reader
 from tests.core.agents.scenarios import call, scenario, step
 from tests.core.agents.stage import HANGING, WAIT
 from tests.core.crash import check, home_settings, journal, killed, leave, stand
+from tests.core.harness import Watched, engine
 from tests.core.test_engine import reporting
 
 TEAM: dict[str, list[dict[str, Any]]] = {
@@ -268,7 +271,7 @@ async def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path: Path)
         async with stand(team(tmp_path, tmp_path / "home", HANG)) as two:
             reply = await two.resume(swarm)
             assert (reply.ok, reply.code) == (False, "owned")
-            assert "belongs to" in reply.error
+            assert reply.error.startswith(f"swarm {swarm} belongs to another engine (process {os.getpid()}")
             assert not two.engine.runs(swarm)
             assert not two.engine.busy()
             assert one.at(swarm, "/root").status == "running"
@@ -401,3 +404,26 @@ async def test_a_job_survives_kill_9_twice(tmp_path: Path) -> None:
     rows = steady(settings.cwd / "out.csv")
     assert [row[4] for row in rows] == ["completed"] * 60
     assert {row[5] for row in rows} == {"1"}
+
+
+async def test_a_client_sees_the_swarm_come_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = team(tmp_path, tmp_path / "home", HANG)
+    async with stand(settings) as one:
+        swarm = (await one.send(StartSwarm(task="go")))["swarm"]
+        await one.until(swarm, lambda s: any(a.status == "running" for a in s.agents.values()))
+        leave(settings.home, tmp_path / "left")
+    async with engine(team(tmp_path, tmp_path / "left", {"/root": [{"text": "back"}]})) as client:
+        with pytest.raises(ClientError):
+            async with client.subscribe(swarm):
+                pass
+        reply = await client.send(ResumeSwarm(swarm=swarm))
+        assert reply.value == {"swarm": swarm, "thread": reply.value["thread"], "changed": True}
+        watched = Watched(client, swarm, reply.value["thread"])
+        follower = asyncio.create_task(watched.follow())
+        # From the reply on it is not quiet before the root has answered.
+        await watched.quiet()
+        assert watched.at("/root").status_message == "back"
+        assert (await client.send(ListSwarms())).value["swarms"][0]["swarm"] == swarm
+        follower.cancel()
+        await asyncio.wait({follower})
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
