@@ -1,0 +1,91 @@
+"""The log of a background engine: every line is JSON, nothing in it is secret, and it stays small."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.channel import logfile
+from core.channel.client import ClientError
+from core.safety.redact import Redactor
+from core.safety.text import is_clean
+
+log = logging.getLogger("watchroom.test")
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / logfile.NAME).read_text("ascii").splitlines()]
+
+
+def test_a_line_says_when_who_and_what(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "logs"
+    before = logging.getLogger().handlers[:]
+    with logfile.logging_to(folder):
+        log.info("hello %s", "there")
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            log.exception("it failed")
+    log.warning("nobody hears this here")
+    first, second = lines(folder)
+    assert (first["level"], first["logger"], first["message"]) == ("info", "watchroom.test", "hello there")
+    assert first["at"].endswith("+00:00")
+    assert second["error"].endswith("ValueError: broken\n")
+    assert stat.S_IMODE((folder / logfile.NAME).stat().st_mode) == 0o600
+    assert logging.getLogger().handlers == before
+
+
+@given(text=st.text(st.characters(codec=None, categories=None), max_size=100))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_one_clean_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / logfile.NAME).unlink(missing_ok=True)
+    with logfile.logging_to(tmp_path):
+        log.warning("%s", f"\x1b[2J{text}\x9b31m")
+    (line,) = lines(tmp_path)
+    assert is_clean(line["message"])
+
+
+def test_secrets_are_taken_out_also_those_learned_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "from-the-environment")
+    with logfile.logging_to(tmp_path) as file:
+        log.info("a from-the-environment b")
+        redactor = Redactor({})
+        redactor.learn(["came-with-a-command"])
+        file.redact = redactor
+        try:
+            raise ValueError("came-with-a-command")
+        except ValueError:
+            log.exception("c came-with-a-command d")
+    text = (tmp_path / logfile.NAME).read_text()
+    assert "from-the-environment" not in text
+    assert "came-with-a-command" not in text
+    assert text.count("[redacted]") >= 3
+
+
+def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
+    with logfile.logging_to(tmp_path):
+        for number in range(300):
+            log.info("%d %s", number, "x" * 30_000)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 1 + logfile.OLD_FILES
+    assert all(path.stat().st_size <= logfile.MOST_BYTES for path in files)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    assert lines(tmp_path)[-1]["message"].startswith("299 ")
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / logfile.NAME).symlink_to(tmp_path / "elsewhere")
+    for folder in (tmp_path / "file", tmp_path / "away"):
+        with pytest.raises(ClientError, match="cannot be written"), logfile.logging_to(folder):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
