@@ -80,6 +80,10 @@ class PlainLines:
         boxed = "sandboxed" if event.sandboxed else "no sandbox"
         return [f"swarm started {event.swarm} {_detail(event.model)} on {_detail(event.server)} ({boxed})"]
 
+    def _swarm_resumed(self, event: e.SwarmResumed) -> list[str]:
+        boxed = "sandboxed" if event.sandboxed else "no sandbox"
+        return [f"swarm resumed {event.swarm} by {_detail(event.by)} on {_detail(event.server)} ({boxed})"]
+
     def _spawned(self, event: e.AgentSpawned) -> list[str]:
         if self._root(event) or not self._shown(event):
             return []
@@ -220,6 +224,7 @@ class PlainLines:
 
 _HANDLERS: dict[type[e.Event], Callable[[PlainLines, Any], list[str]]] = {
     e.SwarmStarted: PlainLines._swarm_started,
+    e.SwarmResumed: PlainLines._swarm_resumed,
     e.AgentSpawned: PlainLines._spawned,
     e.AgentFailed: PlainLines._failed,
     e.AgentClosed: PlainLines._closed,

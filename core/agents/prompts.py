@@ -37,12 +37,13 @@ This turn was interrupted {who}. Calls that were running were aborted; their eff
 
 RESUMED = """\
 <resumed>
-The engine that ran this team ended, and another one goes on with it now. {own}
+The engine that ran this team ended, and another one goes on with it now.
+{own}
 {rest}
 </resumed>"""
 
 RESUMED_CUT = """\
-Your last turn was cut: see what is done and go on from there. Commands and effects of it may be partial."""
+Your last turn was cut: see what is done and go on from there. What it was doing may be half done."""
 
 RESUMED_OTHER = "You had ended your turn."
 
@@ -55,7 +56,7 @@ def resumed(*, cut: bool, stopped: list[str], working: list[str], jobs: list[str
     for title, entries in (
         ("Agents whose turn was cut (each keeps its history; a followup_task starts it again):", stopped),
         ("Agents that go on by themselves:", working),
-        ("Jobs that go on (a message tells you when one has ended):", jobs),
+        ("Jobs that go on (whoever started one is told when it ends):", jobs),
     ):
         if entries:
             lines += [title, *(f"- {entry}" for entry in entries[:LISTED])]

@@ -135,6 +135,7 @@ HOSTILE = st.text(
 def test_no_text_of_an_event_can_drive_a_terminal_or_fake_a_line(text: str, scope: Scope) -> None:
     events: list[e.AnyEvent] = [
         e.SwarmStarted(title=text, cwd=text, model=text, source="exec", server=text),
+        e.SwarmResumed(by=text, server=text),
         e.AgentSpawned(agent=ROOT, path="/root", nickname=text),
         e.AgentSpawned(agent="x", path="/root/x", nickname=text, parent=ROOT, task=text),
         e.UserMessage(agent=ROOT, text=text, author=text),

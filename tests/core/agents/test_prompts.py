@@ -47,6 +47,14 @@ def told() -> str:
         for kind in ("root", "child", "worker")
     ]
     parts.append("## interrupted\n\n" + prompts.INTERRUPTED.format(who="by operator"))
+    everything = prompts.resumed(
+        cut=True,
+        stopped=["/root/a (alder): audit"],
+        working=["/root/b (birch): build"],
+        jobs=["count (job 8184e894): 3 of 10 rows done"],
+    )
+    nothing = prompts.resumed(cut=False, stopped=[], working=[], jobs=[])
+    parts.append(f"## resumed\n\n{everything}\n\n{nothing}")
     parts.append("## told to parents\n\n" + prompts.interrupted_notice("/root/a", "operator"))
     parts.append(prompts.errored_notice("/root/a", "no such model"))
     parts += [
