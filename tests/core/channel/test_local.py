@@ -1,4 +1,5 @@
-"""The in-process client: replies, errors, and an engine that ends in order whatever its face does."""
+"""The in-process client: an engine that ends in order whatever its face does. The rest is in
+`test_conformance`."""
 
 from __future__ import annotations
 
@@ -9,50 +10,16 @@ import pytest
 
 from core.channel.client import Client, ClientError
 from core.domain.commands import (
-    Batch,
-    GetEvents,
-    GetTranscript,
-    Interrupt,
-    ListSwarms,
     RunJob,
-    SendInput,
-    Snapshot,
     StartSwarm,
-    TranscriptPage,
 )
 from core.store.readers import Reader
 from core.view.swarm import SwarmView
 from tests.core.agents.scenarios import scenario, step
-from tests.core.harness import engine, settings_for, swarm
+from tests.core.harness import engine, settings_for
 
 HELLO = scenario({"/root": [step(text="hello"), step(text="hello again")]})
 HANG = scenario({"/root": [step(text="never", fault={"kind": "hang", "after_events": 0, "times": 0})]})
-
-
-async def test_every_command_has_exactly_one_reply_also_when_it_fails(tmp_path: Path) -> None:
-    async with engine(settings_for(tmp_path, HELLO)) as client:
-        for command, code in (
-            (SendInput(swarm="nope", thread="x", text="hi"), "not_found"),
-            (StartSwarm(task="x", cwd="/no/such/folder"), "usage"),
-            (RunJob(input_path="missing.csv", instruction="x"), "usage"),
-        ):
-            reply = await client.send(command)
-            assert (reply.ok, reply.code) == (False, code)
-            assert reply.error
-            assert "\n" not in reply.error
-        assert (await client.send(ListSwarms())).value == {"swarms": []}
-        async with swarm(client) as watched:
-            await watched.quiet()
-            for command, code in (
-                (SendInput(swarm=watched.swarm, thread=watched.root, text="  "), "usage"),
-                (Interrupt(swarm=watched.swarm, thread="nobody"), "not_found"),
-            ):
-                reply = await client.send(command)
-                assert (reply.ok, reply.code) == (False, code)
-            listed = await client.send(ListSwarms())
-            [row] = listed.value["swarms"]
-            assert (row["swarm"], row["title"], row["live"]) == (watched.swarm, "go", False)
-            assert (row["root"], row["running"], row["asks"]) == (watched.root, 0, 0)
 
 
 async def test_nothing_is_stored_for_a_job_that_is_refused(tmp_path: Path) -> None:
@@ -65,26 +32,6 @@ async def test_nothing_is_stored_for_a_job_that_is_refused(tmp_path: Path) -> No
     async with Reader.open(settings.home) as reader:
         assert await reader.sessions() == {"sessions": []}
         assert await reader.jobs() == {"jobs": []}
-
-
-async def test_pages_and_feed_tell_the_same(tmp_path: Path) -> None:
-    async with engine(settings_for(tmp_path, HELLO)) as client, swarm(client) as watched:
-        await watched.quiet()
-        events = await client.page(GetEvents(swarm=watched.swarm))
-        assert [event.seq for event in events.events] == list(range(1, watched.state.seq + 1))
-        page = await client.page(GetTranscript(swarm=watched.swarm, thread=watched.root, limit=1))
-        assert isinstance(page, TranscriptPage)
-        assert page.more
-        older = await client.page(
-            GetTranscript(swarm=watched.swarm, thread=watched.root, before=page.events[0].seq)
-        )
-        assert isinstance(older, TranscriptPage)
-        assert not older.more
-        rows = watched.view.load_transcript(watched.root, page)
-        watched.view.load_transcript(watched.root, older)
-        assert [(row.role, row.text) for row in rows.rows] == [("user", "go"), ("assistant", "hello")]
-        with pytest.raises(ClientError):
-            await client.page(GetTranscript(swarm="nope", thread="x"))
 
 
 async def test_what_the_face_raises_comes_out_as_it_was_and_turns_are_recorded(tmp_path: Path) -> None:
@@ -128,19 +75,6 @@ async def test_a_cancelled_face_leaves_an_orderly_end(tmp_path: Path) -> None:
     async with Reader.open(settings.home) as reader:
         state = await reader.load_state(swarm_id)
     assert [agent.status for agent in state.agents.values()] == ["interrupted"]
-
-
-async def test_the_feed_ends_with_the_engine_and_a_late_command_is_refused(tmp_path: Path) -> None:
-    async with engine(settings_for(tmp_path, HELLO)) as client:
-        reply = await client.send(StartSwarm(task=None))
-        subscription = client.subscribe(reply.value["swarm"])
-        feed = await subscription.__aenter__()
-        assert isinstance(await anext(feed), Snapshot)
-    left = [item async for item in feed]
-    await subscription.__aexit__(None, None, None)
-    assert all(isinstance(item, Batch) for item in left)
-    with pytest.raises(ClientError, match="has stopped"):
-        await client.send(ListSwarms())
 
 
 async def test_an_engine_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> None:
