@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,9 @@ class EngineRuns(ClientError):
 
     def __init__(self, record: EngineRecord) -> None:
         where = f"process {record.pid}" + ("" if record.here else f" on {record.host}")
-        super().__init__(f"an engine of this home runs already ({where})")
+        super().__init__(
+            f"an engine of this home runs already ({where}); watchroom attach shows it, watchroom stop ends it"
+        )
         self.record = record
 
 
@@ -64,12 +67,16 @@ async def hosting(settings: Settings, kind: str, clock: Clock) -> AsyncIterator[
     """As `host_engine`. A background engine that cannot be reached is of no use: that is a ClientError."""
     info = EngineInfo(engine=uuid7(), pid=os.getpid(), kind=kind, version=VERSION)
     try:
-        async with Engine.running(settings, clock, hidden=socket_folders()) as engine:
+        hidden = [*socket_folders(), settings.logs]  # the log tells about other swarms
+        async with Engine.running(settings, clock, hidden=hidden) as engine:
             engine.store.owner = Owner(pid=info.pid, engine=info.engine, kind=kind)
             hub = Hub(engine)
             async with AsyncExitStack() as stack:
                 server, socket = await _listen(stack, settings, hub, info, clock)
                 hosted = Hosting(engine, LocalClient(hub, info), server, socket)
+                # What the imports made lives as long as the process. Without this each full collection walks
+                # all of it, and the loop stands still for 40 ms.
+                gc.freeze()
                 try:
                     yield hosted
                 finally:

@@ -23,7 +23,9 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=_snake):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="type", tag=_snake):
+    # Without gc: plain data cannot be part of a cycle, and a collector that need not look at a hundred
+    # thousand of them does not stop the loop.
     v: int = VERSION
     seq: int = 0
     at: datetime = EPOCH

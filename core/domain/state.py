@@ -15,7 +15,7 @@ from core.domain.events import EPOCH
 from core.domain.status import SETTLED, Status, Usage, Wait
 
 
-class AgentState(msgspec.Struct, frozen=True, kw_only=True):
+class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     thread: str
     path: str
     nickname: str
@@ -57,7 +57,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in ("pending_init", "running")
 
 
-class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
+class OpenCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool call without an end; ended calls live in the journal and in transcripts only."""
 
     call: str
@@ -68,7 +68,7 @@ class OpenCall(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime = EPOCH
 
 
-class QueuedMail(msgspec.Struct, frozen=True, kw_only=True):
+class QueuedMail(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Mail that is not delivered yet."""
 
     thread: str
@@ -78,7 +78,7 @@ class QueuedMail(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
-class Approval(msgspec.Struct, frozen=True, kw_only=True):
+class Approval(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     approval: str
     thread: str
     call: str
@@ -92,7 +92,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
 JobStatus = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
 
 
-class JobState(msgspec.Struct, frozen=True, kw_only=True):
+class JobState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     job: str
     name: str
     owner: str | None = None

@@ -19,7 +19,7 @@ SETTLED: frozenset[str] = FINAL | {"interrupted"}
 WaitReason = Literal["slot", "rate_limit", "approval", "budget", "startup", "agents", "job", "mail", "retry"]
 
 
-class Wait(msgspec.Struct, frozen=True, kw_only=True):
+class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why an agent does not run now: `detail` for people ("3rd in line"), `until` when it is known."""
 
     reason: WaitReason
@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one response, or a sum of them. `cached` is part of input, `reasoning` part of output."""
 
     input: int = 0

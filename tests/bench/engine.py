@@ -76,6 +76,7 @@ KEYS = 60
 
 
 def bench_settings(home: Path, base_url: str) -> Settings:
+    home.mkdir(exist_ok=True)
     options = {"base_url": base_url, "model": "bench", "sandbox": "off"}
     return load_settings(options=options, home=home, cwd=home, environ={})
 
@@ -83,7 +84,6 @@ def bench_settings(home: Path, base_url: str) -> Settings:
 @asynccontextmanager
 async def background(settings: Settings) -> AsyncIterator[Client]:
     """A background engine of this home, stopped at the end."""
-    settings.home.mkdir(exist_ok=True)
     async with home_engine(settings) as client:
         try:
             yield client
@@ -293,7 +293,6 @@ def history(root: str, number: int, each: int) -> list[e.Event]:
 
 async def snapshot(folder: Path, base_url: str, runs: int) -> dict[str, Any]:
     home = folder / "million"
-    home.mkdir()
     started = time.perf_counter()
     swarm = await million(home)
     made = time.perf_counter() - started
