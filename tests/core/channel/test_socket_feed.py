@@ -39,6 +39,8 @@ class Follower:
     def check(self, item: object) -> None:
         if self.lagged or not self.view.reset:
             assert isinstance(item, Snapshot), "after a lag, and at first"
+        elif isinstance(item, Snapshot):
+            raise AssertionError("a snapshot that nobody announced")
         if isinstance(item, Batch):
             seqs = [event.seq for event in item.events]
             assert seqs == list(range(self.view.state.seq + 1, self.view.state.seq + 1 + len(seqs)))
@@ -51,13 +53,10 @@ class Writer:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.texts: dict[str, str] = {}
-        self.count = 0
 
     def write(self, agent: int) -> None:
         thread = f"w{agent}"
         so_far = self.texts.get(thread, "")
-        if not so_far:
-            self.count += 1
         text = f"{agent}{'x' * agent}"
         self.texts[thread] = so_far + text
         self.stage.on_delta(SWARM, Delta(thread=thread, response=f"r{thread}", offset=len(so_far), text=text))
@@ -88,6 +87,9 @@ class Play:
                 self.writer.write(n)
             case "settle":
                 self.writer.settle(n)
+            case "again":  # a cut stream is repeated from its beginning
+                self.writer.texts.pop(f"w{n}", "")
+                self.writer.write(n)
             case "join" if len(self.followers) < 4:
                 await self.join()
             case "turn":
@@ -134,7 +136,20 @@ class Play:
             await own.aclose()
 
 
-NAMES = ["spawn", "burst", "write", "settle", "join", "turn", "leave", "stall", "go on", "freeze", "thaw"]
+NAMES = [
+    "spawn",
+    "burst",
+    "write",
+    "settle",
+    "again",
+    "join",
+    "turn",
+    "leave",
+    "stall",
+    "go on",
+    "freeze",
+    "thaw",
+]
 STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_size=3, max_size=60)
 
 
@@ -143,6 +158,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_size=
 @example([("join", 1), ("turn", 9), ("freeze", 0), *[("burst", 9)] * 9, ("thaw", 0), ("spawn", 1)])
 @example([("join", 1), ("turn", 9), ("stall", 0), *[("spawn", 9), ("turn", 9)] * 5, ("go on", 0)])
 @example([("write", 1), ("write", 2), ("join", 1), *[("write", 1), ("write", 2)] * 9, ("settle", 2)])
+@example([("turn", 9), ("stall", 0), ("write", 3), ("turn", 9), ("write", 3), ("again", 3), ("write", 3)])
 def test_every_client_ends_with_the_fold_of_the_journal(steps: list[tuple[str, int]]) -> None:
     async def play() -> None:
         async with (
