@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ def _detached(args: Namespace) -> int:
 
     if os.fork():
         os._exit(exits.OK)
+    faulthandler.enable()  # into the file that standard error is
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is no terminal that could be lost
     os.nice(launch.NICE)
     voice = _Voice(args.ready_fd)
@@ -144,16 +146,11 @@ def stop(args: Namespace) -> int:
     record = directory.background(settings.home)
     if record is None:
         return _none(settings.home, args.json)
-    if not record.here:
-        raise exits.Quit(
-            exits.ERROR,
-            f"the engine of this home runs on {record.host} (process {record.pid}): stop it there",
-        )
     stopped = Stopped(record.pid)
     if code := signals.run(lambda: _ask(record, stopped, SystemClock())):
         return code
     if stopped.how != "asked":
-        _signal(settings.home, record)
+        _signal(settings.home, record, stopped.why)
     if not _gone(settings.home):
         raise exits.Quit(
             exits.ERROR,
@@ -187,8 +184,12 @@ async def _ask(record: EngineRecord, stopped: Stopped, clock: Clock) -> int:
     return exits.OK
 
 
-def _signal(home: Path, record: EngineRecord) -> None:
-    """SIGTERM, only while the record is locked: until then the process number is the engine's."""
+def _signal(home: Path, record: EngineRecord, why: str) -> None:
+    """SIGTERM, only while the record is locked: until then the process number is the engine's. Raises Quit
+    for an engine of another machine, whose number means nothing here."""
+    if not record.here:
+        where = f"on {record.host} (process {record.pid})"
+        raise exits.Quit(exits.ERROR, f"the engine of this home runs {where}: stop it there; here {why}")
     if record in directory.living(home):
         os.kill(record.pid, signal.SIGTERM)
 

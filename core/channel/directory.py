@@ -39,7 +39,7 @@ class EngineRecord(EngineInfo, frozen=True, kw_only=True):
     """Path of the socket that it listens on."""
     started_at: datetime
     host: str
-    """Name of the machine: where homes are shared, neither pid nor socket mean anything on another one."""
+    """Name of the machine: where homes are shared, the pid means nothing on another one."""
 
     @property
     def here(self) -> bool:

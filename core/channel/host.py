@@ -38,7 +38,8 @@ class EngineRuns(ClientError):
     def __init__(self, record: EngineRecord) -> None:
         where = f"process {record.pid}" + ("" if record.here else f" on {record.host}")
         super().__init__(
-            f"an engine of this home runs already ({where}); watchroom attach shows it, watchroom stop ends it"
+            f"an engine of this home runs already ({where});"
+            " watchroom attach shows it, watchroom stop ends it"
         )
         self.record = record
 

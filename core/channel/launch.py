@@ -98,12 +98,6 @@ async def engine_of(home: Path, swarm: str, *, clock: Clock | None = None) -> As
 @asynccontextmanager
 async def _connect(home: Path, record: EngineRecord, clock: Clock) -> AsyncIterator[Client]:
     """Raises ClientError; EngineGone only if the engine has ended meanwhile."""
-    if not record.here:
-        host = clean_line(record.host)
-        raise ClientError(
-            f"the engine (process {record.pid}) runs on {host}, not on this machine:"
-            f" watchroom attach --ssh {host}"
-        )
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(remote.connect(Path(record.socket), clock=clock))
@@ -113,8 +107,17 @@ async def _connect(home: Path, record: EngineRecord, clock: Clock) -> AsyncItera
 
 
 def _unreachable(home: Path, record: EngineRecord, error: EngineGone) -> ClientError:
-    """An engine that lives without its socket (somebody cleaned the folder up) has not ended."""
-    if Path(record.socket).exists() or record not in directory.living(home):
+    """Why nothing answers at an engine's socket. One that lives without it has not ended."""
+    if record not in directory.living(home):
+        return error
+    if not record.here:
+        # Asked only now: a machine's name may change while its engine runs, and then the socket answers.
+        host = clean_line(record.host)
+        return ClientError(
+            f"the engine (process {record.pid}) runs on {host}, not on this machine:"
+            f" watchroom attach --ssh {host}"
+        )
+    if Path(record.socket).exists():
         return error
     end = "watchroom stop" if record.kind == "background" else f"kill {record.pid}"
     return ClientError(
