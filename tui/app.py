@@ -462,7 +462,7 @@ class WatchroomApp(App[str]):
             title = f"Quit? {number} will be interrupted:"
             choices = [("ctrl+q", "quit and interrupt them", "leave")]
         else:
-            title = f"Leave? {number} {'goes' if number == '1 running' else 'go'} on without this console:"
+            title = f"Leave? The engine goes on without this console, {number}:"
             choices = [("ctrl+q", "leave; they go on", "leave")]
             if client.engine.kind == "background":
                 choices.append(("s", "stop the engine and everything it runs", "stop"))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from core.config import Settings
     from core.store.readers import Reader
 
+SCRIPTED = "scripted:"
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -22,6 +24,8 @@ class Chosen:
     """Of its last stored event."""
     owned: bool
     """A living engine runs it."""
+    server: str
+    """Who answered it so far."""
 
 
 def run(args: Namespace) -> int:
@@ -30,9 +34,11 @@ def run(args: Namespace) -> int:
     chosen = choose(settings, args.id)
     if chosen.owned:
         return _attach(settings, chosen, in_lines=in_lines)
+    if settings.missing() is not None and chosen.server.startswith(SCRIPTED):
+        settings = setup.settings_of(args, base_url=chosen.server, asks_model=False)  # as the demo: no key
     if (missing := settings.missing()) is not None:
         raise exits.Quit(exits.USAGE, missing)
-    command = ResumeSwarm(swarm=chosen.swarm)
+    command = ResumeSwarm(swarm=chosen.swarm, unattended="refuse" if in_lines else "wait")
     if not in_lines:
         return run_console.open_console(settings, command)
     mode: headless.Mode = "json" if args.json else "plain" if args.plain else "headless"
@@ -57,7 +63,8 @@ async def _choose(reader: Reader, ref: str | None) -> dict[str, Any]:
     else:
         return {}
     owned = swarm in await reader.live_swarms()
-    return {"swarm": swarm, "seq": (await reader.load_state(swarm)).seq, "owned": owned}
+    state = await reader.load_state(swarm)
+    return {"swarm": swarm, "seq": state.seq, "owned": owned, "server": state.server}
 
 
 async def _newest(reader: Reader) -> str | None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tui.terminal import Terminal
-from tui import exits
+from tui import cli, exits
 
 ENTRY = "import sys; from tui.cli import main; sys.exit(main())"
 ALTERNATE, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home whose engine is ended, whatever the test did."""
+    folder = tmp_path / "home"
+    yield folder
+    monkeypatch.setattr("tui.signals._install", lambda handler: None)  # this process keeps its own handlers
+    if folder.exists():
+        assert cli.main(["stop", "--home", str(folder)]) == exits.OK
 
 
 def watchroom(home: Path, *args: str, **env: str) -> Terminal:
@@ -73,5 +79,6 @@ def test_a_signal_gives_the_terminal_back_and_says_what_is_kept(home: Path, sign
     assert terminal.raw.count(ALTERNATE) == terminal.raw.count(BACK) == 1
     assert b"Traceback" not in terminal.raw
     tail = terminal.raw.rsplit(BACK, 1)[1]
-    assert b"watchroom session show" in tail
-    assert not list(home.parent.glob("watchroom-demo-*"))
+    assert b"the engine goes on; come back with: watchroom attach " in tail
+    (folder,) = home.parent.glob("watchroom-demo-*")  # the swarm goes on in it
+    assert str(folder).encode() in tail

@@ -38,7 +38,7 @@ async def test_ctrl_q_asks_once_and_a_second_one_leaves_the_engine_alone() -> No
         await pilot.press("ctrl+q")
         await pilot.pause()
         text = screen_text(app)
-        assert "go on without this console" in text
+        assert "goes on without this console" in text
         assert "stop the engine and everything it runs" in text
         await pilot.press("ctrl+q")
         await pilot.pause()
@@ -164,7 +164,7 @@ async def test_only_the_homes_own_engine_is_offered_to_be_stopped() -> None:
         await ready(pilot)
         await pilot.press("ctrl+q")
         await pilot.pause()
-        assert "go on without this console" in screen_text(app)
+        assert "goes on without this console" in screen_text(app)
         assert "stop the engine" not in screen_text(app)
         await pilot.press("s")
         await pilot.pause()

@@ -1,0 +1,313 @@
+"""The console and the home's background engine, both real: leaving, crashes on either side, coming back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.channel import directory
+from tests.tui.terminal import ROOT, Terminal
+from tui import exits
+
+ENTRY = "import sys; from tui.cli import main; sys.exit(main())"
+ALTERNATE, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
+NONE = dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "ACCESSIBLE", "COLUMNS", "LINES"), "")
+GATED = """
+title = "gated"
+[[agents]]
+path = "*"
+[[agents.steps]]
+text = "I wait at the gate."
+calls = [{ name = "exec_command", arguments = { cmd = "cat FOLDER/gate", timeout_ms = 600000 } }]
+[[agents.steps]]
+text = "The gate was opened."
+"""
+FREE = ("--sandbox", "off", "--approval-policy", "never")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home whose engine is ended, whatever the test did."""
+    folder = tmp_path / "home"
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "gated.toml").write_text(GATED.replace("FOLDER", str(tmp_path)))
+    try:
+        yield folder
+    finally:
+        ran = run(folder, "stop")
+        assert ran.returncode == 0, ran.stderr
+        assert directory.living(folder) == []
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**NONE, "WATCHROOM_HOME": str(home), "TMPDIR": str(home.parent)}
+
+
+def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ENTRY, *words],
+        env={**os.environ, **environment(home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+
+
+def watchroom(home: Path, *words: str, entry: str = ENTRY) -> Terminal:
+    return Terminal(["-c", entry, *words], **environment(home))
+
+
+def model(home: Path) -> tuple[str, ...]:
+    return ("--base-url", f"scripted:{home.parent / 'gated.toml'}", *FREE)
+
+
+def at_the_gate(terminal: Terminal) -> None:
+    """The agent's command runs and will not end before `open_gate`."""
+    terminal.until("I wait at the gate.")
+    terminal.until("cat ")
+
+
+def open_gate(home: Path) -> None:
+    (home.parent / "gate").write_text("open\n")
+
+
+def engine(home: Path) -> int:
+    record = directory.background(home)
+    assert record is not None
+    return record.pid
+
+
+def sessions(home: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(run(home, "session", "list", "--json").stdout)["sessions"]
+    return found
+
+
+def last_line(terminal: Terminal) -> str:
+    """What is on the terminal behind the full screen."""
+    return terminal.raw.rsplit(BACK, 1)[1].decode()
+
+
+def test_leaving_lets_the_engine_go_on_and_attach_comes_back(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        terminal.keys("\x11")
+        terminal.until("goes on without this console")
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+        said = last_line(terminal)
+    assert "1 running; the engine goes on" in said
+    found = re.search(r"watchroom (attach [0-9a-f-]+)\s", said)
+    assert found is not None
+    pid = engine(home)
+    with watchroom(home, *found[1].split()) as terminal:
+        at_the_gate(terminal)
+        open_gate(home)
+        terminal.until("The gate was opened.")
+        terminal.until("done")
+        assert engine(home) == pid
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+        assert "1 completed" in last_line(terminal)
+
+
+def test_s_stops_the_engine_and_resume_goes_on(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        terminal.keys("\x11")
+        terminal.until("stop the engine")
+        terminal.keys("s")
+        assert terminal.wait() == exits.OK
+        said = last_line(terminal)
+    assert "1 interrupted; the engine was stopped" in said
+    assert directory.living(home) == []
+    assert sessions(home)[0]["status"] == "interrupted"
+    with watchroom(home, "resume", *model(home)) as terminal:
+        terminal.until("The gate was opened.")  # the scenario's second step
+        terminal.until("the engine was stopped")
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+    assert sessions(home)[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_console_that_is_killed_changes_nothing_for_the_swarm(home: Path, signum: signal.Signals) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        pid = engine(home)
+        os.kill(terminal.pid, signum)
+        ended = terminal.wait()
+        if signum == signal.SIGKILL:
+            assert ended == -signum
+        else:
+            assert ended == 128 + signum
+            assert terminal.raw.count(ALTERNATE) == terminal.raw.count(BACK) == 1
+            assert "the engine goes on" in last_line(terminal)
+            assert b"Traceback" not in terminal.raw
+    assert engine(home) == pid
+    assert sessions(home)[0]["status"] == "running"
+    with watchroom(home, "attach") as terminal:
+        at_the_gate(terminal)
+        open_gate(home)
+        terminal.until("The gate was opened.")
+
+
+def test_a_terminal_that_goes_away_changes_nothing_for_the_swarm(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        pid = engine(home)
+        spare, terminal.fd = terminal.fd, os.open(os.devnull, os.O_RDWR)
+        os.close(spare)  # the last descriptor of this side: the kernel hangs up
+        assert os.WIFEXITED(os.waitpid(terminal.pid, 0)[1])
+        terminal.status = 0
+    assert engine(home) == pid
+    open_gate(home)
+    with watchroom(home, "attach") as terminal:
+        terminal.until("The gate was opened.")
+
+
+def test_an_engine_that_is_killed_is_noticed_at_once_and_R_resumes(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        pid = engine(home)
+        os.kill(pid, signal.SIGKILL)
+        start = time.monotonic()
+        terminal.until("ended", 5)
+        noticed = time.monotonic() - start
+        terminal.until("R start")
+        assert "I wait at the gate." in terminal.text()
+        terminal.keys("m")
+        terminal.keys("still there\r")
+        terminal.until("still there")
+        terminal.keys("\x1b")
+        terminal.keys("R")
+        terminal.until("The gate was opened.")
+        terminal.until("the process ended")
+        assert "still there" in terminal.text()  # the draft
+        assert engine(home) != pid
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+    assert noticed < 1.0
+    assert sessions(home)[0]["status"] == "completed"
+
+
+def test_both_are_killed_and_resume_goes_on(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        os.kill(engine(home), signal.SIGKILL)
+        os.kill(terminal.pid, signal.SIGKILL)
+        terminal.wait()
+    assert sessions(home)[0]["status"] == "interrupted"
+    ran = run(home, "resume", "--plain", *model(home))
+    assert ran.returncode == exits.OK, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert not any("swarm started" in line for line in lines)  # only what came after
+    assert "The gate was opened." in ran.stdout
+    assert lines[-1].endswith("root completed")
+
+
+def test_the_console_never_loads_the_engine(home: Path) -> None:
+    listing = home.parent / "modules"
+    entry = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: open({str(listing)!r}, 'w').write(' '.join(sys.modules)))\n" + ENTRY
+    )
+    with watchroom(home, "open it", *model(home), entry=entry) as terminal:
+        at_the_gate(terminal)
+        open_gate(home)
+        terminal.until("The gate was opened.")
+        terminal.until("done")
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+    loaded = set(listing.read_text().split())
+    assert "tui.app" in loaded
+    heavy = {"httpx", "aiohttp", "polars", "aiosqlite", "core.engine", "core.agents", "core.scripted"}
+    assert loaded & heavy == set()
+
+
+def test_the_demo_keeps_its_folder_while_it_goes_on(home: Path) -> None:
+    with watchroom(home, "demo") as terminal:
+        terminal.until("running")
+        (folder,) = home.parent.glob("watchroom-demo-*")
+        terminal.keys("\x11")
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+        assert f"its files stay in {folder}" in last_line(terminal)
+    assert (folder / "demo" / "README.md").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_demo_that_is_not_kept_ends_with_its_console(home: Path) -> None:
+    home.mkdir(mode=0o500)
+    with watchroom(home, "demo") as terminal:
+        terminal.until("running")
+        terminal.keys("\x11")
+        terminal.until("will be interrupted")
+        terminal.keys("\x11")
+        assert terminal.wait() == exits.OK
+    assert not list(home.parent.glob("watchroom-*"))
+
+
+@pytest.fixture
+def an_exec(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """`watchroom exec` at the gate."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENTRY, "exec", "open it", *model(home)],
+        env={**os.environ, **environment(home)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "swarm started" in process.stderr.readline()
+            yield process
+        finally:
+            process.terminate()
+
+
+def test_an_exec_can_be_watched_while_it_runs(home: Path, an_exec: subprocess.Popen[str]) -> None:
+    with watchroom(home, "attach") as terminal:
+        at_the_gate(terminal)
+        terminal.keys("\x11")
+        terminal.until("goes on without this console")
+        assert "stop the engine" not in terminal.text()  # it belongs to exec
+        terminal.keys("\x1b")
+        open_gate(home)
+        terminal.until("The gate was opened.")
+        terminal.until("ended")
+        out, _ = an_exec.communicate(timeout=20)
+        assert (an_exec.returncode, out) == (exits.OK, "The gate was opened.\n")
+        terminal.keys("\x11")
+        terminal.wait()
+
+
+def test_resume_of_a_swarm_that_runs_attaches_or_says_who_has_it(home: Path) -> None:
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        ran = run(home, "resume", "--plain", *model(home))
+        assert (ran.returncode, ran.stdout) == (exits.ERROR, "")
+        assert f"background engine, process {engine(home)}" in ran.stderr
+        assert ran.stderr.count("\n") == 1
+        with watchroom(home, "resume", *model(home)) as second:
+            at_the_gate(second)
+            open_gate(home)
+            second.until("The gate was opened.")
+        terminal.until("The gate was opened.")
+
+
+def test_resume_without_anything_to_resume_is_one_sentence(home: Path) -> None:
+    for words in (("resume",), ("resume", "nope")):
+        ran = run(home, *words, *model(home))
+        assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (exits.ERROR, "", 1), ran.stderr
+        assert "Traceback" not in ran.stderr
