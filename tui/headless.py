@@ -75,7 +75,10 @@ async def _run(
         tell = _teller(view, mode)
         if approve:
             tell = _approving(client, outcome.swarm, tell)
-        await until_quiet(client, outcome.swarm, view, tell, after=after)
+        # What goes on in a swarm that is resumed does so from the reply on: a root without a task never ends.
+        resumed = isinstance(command, ResumeSwarm)
+        over = _at_rest if resumed else SwarmState.quiet
+        await until_quiet(client, outcome.swarm, view, tell, over, after=after)
         return _judge(view.state, outcome)
 
 
@@ -137,6 +140,10 @@ def _approving(client: Client, swarm: str, tell: Tell) -> Tell:
             )
 
     return tell_and_decide
+
+
+def _at_rest(state: SwarmState) -> bool:
+    return not state.active()
 
 
 def _judge(state: SwarmState, outcome: Outcome) -> int:
