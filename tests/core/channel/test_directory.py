@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from core.channel import directory, sockets
 from core.channel.client import ClientError
 from core.channel.directory import Claim
+from core.store.errors import StoreError
 from core.store.locks import Owner, SwarmLock
 from tests.core.channel import homes
 
@@ -347,3 +348,11 @@ def test_waiting_for_the_end_of_an_engine(tmp_path: Path) -> None:
     engine.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_who_asks_for_an_owned_swarm_hears_who_has_it(tmp_path: Path) -> None:
+    lock = SwarmLock.acquire(tmp_path, SWARM, Owner(pid=4711, engine="e", kind="exec"))
+    with pytest.raises(StoreError, match=r"belongs to another engine \(process 4711, exec\)"):
+        SwarmLock.acquire(tmp_path, SWARM)
+    lock.release()
+    SwarmLock.acquire(tmp_path, SWARM).release()
