@@ -29,9 +29,11 @@ TITLE_CHARS = 60
 Handler = Callable[[SwarmState, Any, Changes], None]
 
 
-def apply(state: SwarmState, event: e.Event) -> Changes:
-    """Fold one event into `state` and tell what it touched. Events at or before `state.seq` do nothing."""
-    changes = Changes()
+def apply(state: SwarmState, event: e.Event, changes: Changes | None = None) -> Changes:
+    """Fold one event into `state`; tell what it touched, in `changes` if that is given. Events at or before
+    `state.seq` do nothing."""
+    if changes is None:
+        changes = Changes()
     if event.seq and event.seq <= state.seq:
         return changes
     state.seq = event.seq or state.seq + 1
@@ -40,7 +42,7 @@ def apply(state: SwarmState, event: e.Event) -> Changes:
     if handler is not None:
         handler(state, event, changes)
     if event.agent is not None and event.agent in state.agents:
-        if type(event) in _TRANSCRIPT:
+        if type(event) in IN_TRANSCRIPT:
             changes.transcripts.add(event.agent)
         agent = state.agents[event.agent]
         if agent.last_at < event.at and type(event) not in _PASSIVE:
@@ -48,7 +50,7 @@ def apply(state: SwarmState, event: e.Event) -> Changes:
     return changes
 
 
-_TRANSCRIPT = frozenset(e.TRANSCRIPT)
+IN_TRANSCRIPT = frozenset(e.TRANSCRIPT)
 _PASSIVE = frozenset({e.MailQueued, e.JobRowClaimed, e.JobRowEnded, e.JobReportRefused})
 """Events in an agent's history that it did not cause itself: they do not make it look alive."""
 

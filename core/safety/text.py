@@ -30,12 +30,13 @@ _SPACES = re.compile(r"\s+")
 
 def is_clean(text: str) -> bool:
     """Whether `clean` would return `text` unchanged."""
-    return _UNSAFE.search(text) is None
+    # What Python calls printable is never unsafe, and that question is answered several times faster.
+    return text.isprintable() or _UNSAFE.search(text) is None
 
 
 def clean(text: str) -> str:
     """`text` without anything a terminal would obey. Newlines and tabs stay; other breaks become \\n."""
-    if _UNSAFE.search(text) is None:
+    if is_clean(text):
         return text
     text = _SEQUENCE.sub("", text)
     text = _BREAKS.sub("\n", text)

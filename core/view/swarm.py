@@ -6,14 +6,13 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from core.domain.apply import apply
+from core.domain.apply import IN_TRANSCRIPT, apply
 from core.domain.commands import Batch, Delta, FeedItem, JobRow, JobRowsPage, Lagged, Snapshot, TranscriptPage
 from core.domain.events import AnyEvent, AssistantMessage, JobRowClaimed, JobRowEnded
 from core.domain.state import AgentState, Changes, SwarmState
 from core.safety.text import clean
 from core.view.cleaning import clean_struct
 from core.view.transcript import Transcript
-
 
 KEEP_BEFORE = 32
 """Transcripts kept over a snapshot, until somebody asks for them again."""
@@ -100,8 +99,9 @@ class SwarmView:
         if event.seq <= self.state.seq:
             return
         event = clean_struct(event)
-        changes = apply(self.state, event)
-        for thread in changes.transcripts:
+        apply(self.state, event, self._changes)
+        thread = event.agent
+        if thread is not None and type(event) in IN_TRANSCRIPT and thread in self.state.agents:
             if (transcript := self.transcripts.get(thread)) is not None:
                 transcript.apply(event)
             elif (ahead := self._ahead.get(thread)) is not None:
@@ -109,9 +109,8 @@ class SwarmView:
         if isinstance(event, AssistantMessage) and event.agent is not None:
             self.streaming.pop(event.agent, None)
             self._streaming_response.pop(event.agent, None)
-        if isinstance(event, JobRowClaimed | JobRowEnded) and event.job in self.job_rows:
+        if isinstance(event, (JobRowClaimed, JobRowEnded)) and event.job in self.job_rows:
             self.job_rows[event.job].apply(event)
-        self._changes.merge(changes)
 
     def expect_transcript(self, thread: str) -> None:
         """Call before asking for the newest page: events that arrive meanwhile are kept for it."""
