@@ -64,6 +64,60 @@ async def test_a_snapshot_comes_first_and_events_follow_without_gap_or_repeat() 
     assert first.state.seq == 5, "a snapshot does not move"
 
 
+async def test_events_that_a_snapshot_holds_already_do_not_come_again() -> None:
+    source = Source()
+    ahead = [spawned(seq) for seq in range(1, 6)]
+    for event in ahead:
+        apply(source.state, event)
+    reader = source.feed.subscribe()
+    first = await anext(reader)
+    assert isinstance(first, Snapshot)
+    assert first.state.seq == 5
+    bodies = [e.encode(event).decode() for event in ahead]
+    source.feed.publish(ahead[:3], bodies[:3])
+    late = [*ahead[3:], spawned(6), spawned(7)]
+    source.feed.publish(late, [e.encode(event).decode() for event in late])
+    batch = await anext(reader)
+    assert isinstance(batch, Batch)
+    assert [event.seq for event in batch.events] == [6, 7]
+
+
+async def test_deltas_merge_also_when_several_agents_write_at_once() -> None:
+    source = Source()
+    reader = source.feed.subscribe(backlog=3)
+    await anext(reader)
+    for offset in range(50):
+        for thread in ("a", "b", "c"):
+            source.feed.publish_delta(Delta(thread=thread, response=thread, offset=offset, text=thread))
+    items = [await anext(reader) for _ in range(3)]
+    assert items == [Delta(thread=t, response=t, offset=0, text=t * 50) for t in "abc"]
+
+
+async def test_a_backlog_is_bounded_in_bytes_too() -> None:
+    source = Source()
+    reader = source.feed.subscribe(backlog_bytes=10_000)
+    await anext(reader)
+    source.feed.publish_delta(Delta(thread="t", response="r", offset=0, text="x" * 9_000))
+    source.feed.publish_delta(Delta(thread="t", response="r", offset=9_000, text="x" * 2_000))
+    assert await anext(reader) == Lagged()
+    late = await anext(reader)
+    assert isinstance(late, Snapshot)
+    assert [len(s.text) for s in late.streaming] == [11_000]
+
+
+async def test_batches_are_bounded_and_hold_every_event() -> None:
+    source = Source()
+    reader = source.feed.subscribe()
+    await anext(reader)
+    source.publish(*[e.Notice(seq=n + 1, text="x" * 300_000) for n in range(9)])
+    sizes = []
+    while sum(sizes) < 9:
+        batch = await anext(reader)
+        assert isinstance(batch, Batch)
+        sizes.append(len(batch.events))
+    assert sizes == [3, 3, 3]
+
+
 async def test_a_slow_reader_is_told_and_starts_again() -> None:
     source = Source()
     reader = source.feed.subscribe(backlog=5)
