@@ -38,6 +38,7 @@ from core.config import Settings, load_settings
 from core.domain import events as e
 from core.domain.commands import (
     Close,
+    FeedItem,
     GetAgents,
     ResumeSwarm,
     RunJob,
@@ -62,8 +63,10 @@ closing = "done"
 job = { in = "first", match = '^Job ID: (\\S+)' }
 item = { in = "first", match = '^Item ID: (.+)$' }
 [[agents.steps]]
-calls = [{ name = "report_agent_job_result", arguments = { job_id = "{job}", item_id = "{item}", result = { ok = true } } }]
 next = "end"
+[[agents.steps.calls]]
+name = "report_agent_job_result"
+arguments = { job_id = "{job}", item_id = "{item}", result = { ok = true } }
 
 [[agents]]
 path = "*"
@@ -125,9 +128,7 @@ def feed(runs: int, events: int) -> dict[str, Any]:
             )
             for _ in range(runs)
         ]
-        found["bare"] = {
-            key: round(statistics.median(one[key] for one in bare), 2) for key in bare[0]
-        }
+        found["bare"] = {key: round(statistics.median(one[key] for one in bare), 2) for key in bare[0]}
         for clients in (1, 8):
             taken = [feed_once(clients, events, Path(name)) for _ in range(runs)]
             found[f"{clients} clients"] = {
@@ -162,11 +163,16 @@ async def key_to_effect(console: PtyConsole, client: Client, swarm: str) -> dict
             await asyncio.sleep(0.2)
             started = time.perf_counter()
             console.press("\r")
-            while not any(isinstance(ev, e.MailQueued) for ev in getattr(await anext(iterator), "events", ())):
-                pass
+            await until_mail(iterator)
             taken.append(time.perf_counter() - started)
             await asyncio.sleep(0.2)
     return quantiles(taken)
+
+
+async def until_mail(items: AsyncIterator[FeedItem]) -> None:
+    async for item in items:
+        if any(isinstance(event, e.MailQueued) for event in getattr(item, "events", ())):
+            return
 
 
 async def latencies(settings: Settings, client: Client) -> dict[str, Any]:
@@ -235,7 +241,8 @@ async def memory(folder: Path, base_url: str) -> dict[str, Any]:
             items = await stack.enter_async_context(other.subscribe(reply.value["swarm"]))
             await anext(aiter(items))
         after = rss_mib(client.engine.pid)
-    return {"clients": number, "engine_mib": round(before, 1), "kib_per_client": round((after - before) * 1024 / number)}
+    each = round((after - before) * 1024 / number)
+    return {"clients": number, "engine_mib": round(before, 1), "kib_per_client": each}
 
 
 def socket_of(settings: Settings) -> Path:
