@@ -215,7 +215,8 @@ class Connection:
                     self._writer.write(pack(body, MAX_TO_CLIENT))
                 except FrameError as error:
                     log.error("a client is dropped: %s", error)
-                    self._writer.transport.abort()
+                    sentence = f"the engine closed the connection: {error}"
+                    self._writer.write(pack(m.encode(m.Refused(message=sentence)), MAX_HELLO))
                     return
                 async with self._clock.timeout(STALLED_SECONDS):
                     await self._writer.drain()

@@ -16,6 +16,7 @@ import pytest
 
 from core.channel import messages as m
 from core.channel import remote as remote_module
+from core.channel import server as server_module
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.channel.frames import MAX_TO_CLIENT, MAX_TO_SERVER, read_frame
 from core.channel.remote import connect, connect_streams
@@ -410,6 +411,18 @@ async def test_replies_go_before_what_the_feed_has() -> None:
             assert frame is not None
             kinds.append(type(m.decode_to_client(frame)))
         assert len(kinds) <= 4, "24 batches wait and the reply does not wait for them"
+
+
+async def test_what_is_too_large_for_a_client_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_TO_CLIENT", 100_000)
+    async with staged() as place, connect(place.socket) as client, connect(place.socket) as other:
+        place.stage.happen(e.Notice(agent="t", text="x" * 200_000))
+        with pytest.raises(EngineGone, match="is too large"):
+            await client.page(c.GetEvents(swarm=SWARM))
+        assert (await other.send(c.ListSwarms())).ok
+    assert "a client is dropped" in caplog.text
 
 
 async def test_a_body_that_raises_comes_out_as_it_was() -> None:
