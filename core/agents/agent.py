@@ -237,6 +237,12 @@ class Agent:
                     continue
                 await self._one_turn()
             self.slot.release()
+            if self._begun is not None:
+                # Closed in the moment between its return and its turn.
+                cut = e.TurnInterrupted(
+                    agent=self.thread, turn=self._begun, by=self._closing, reason="closed"
+                )
+                await self.swarm.append([cut])
             for child in list(self.children.values()):
                 await child.done.wait()
             await self.swarm.append([e.AgentClosed(agent=self.thread, by=self._closing)])

@@ -15,6 +15,7 @@ from core.channel.client import ClientError
 from core.config import Settings
 from core.domain import events as e
 from core.domain.commands import Close, Interrupt, ListSwarms, ResumeSwarm, RunJob, SendInput, StartSwarm
+from core.engine.resume import Begin
 from core.store.readers import Reader
 from tests.core.agents.scenarios import call, scenario, step
 from tests.core.agents.stage import HANGING, WAIT
@@ -263,6 +264,21 @@ async def test_two_resumes_at_once_give_one_live_swarm(tmp_path: Path) -> None:
         assert not two.engine.busy()
 
 
+async def test_of_two_engines_that_reach_for_a_swarm_one_gets_it(tmp_path: Path) -> None:
+    settings = team(tmp_path, tmp_path / "home", HANG)
+    async with stand(settings) as one:
+        swarm = (await one.send(StartSwarm(task="go")))["swarm"]
+        await one.until(swarm, lambda s: any(a.status == "running" for a in s.agents.values()))
+    after = team(tmp_path, tmp_path / "home", {"/root": [{"text": "x"}]})
+    async with stand(after) as two, stand(after) as three:
+        replies = await asyncio.gather(two.resume(swarm), three.resume(swarm))
+        assert sorted((reply.ok, reply.code) for reply in replies) == [(False, "owned"), (True, "")]
+        winner = two if replies[0].ok else three
+        await winner.quiet(swarm)
+        await check(winner.engine, swarm)
+        assert sum(isinstance(event, e.SwarmResumed) for event in await journal(winner.engine, swarm)) == 1
+
+
 async def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
     settings = team(tmp_path, tmp_path / "home", HANG)
     async with stand(settings) as one:
@@ -361,6 +377,27 @@ async def test_the_resumed_turn_can_be_stopped_and_its_agent_closed(tmp_path: Pa
         assert not three.engine.busy()
         reply = await three.engine.handle(SendInput(swarm=swarm, thread=root, text="x"))
         assert (reply.code, reply.error) == ("not_found", "root (/root) is closed")
+
+
+async def test_a_root_that_is_closed_as_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = team(tmp_path, tmp_path / "home", HANG)
+    async with stand(settings) as one:
+        swarm = (await one.send(StartSwarm(task="go")))["swarm"]
+        await one.until(swarm, lambda s: any(a.status == "running" for a in s.agents.values()))
+    restore = Begin.restore
+
+    def and_close(begin: Begin) -> None:
+        restore(begin)
+        assert begin.swarm.root is not None
+        begin.swarm.root.begin_close("operator")
+
+    monkeypatch.setattr(Begin, "restore", and_close)
+    async with stand(team(tmp_path, tmp_path / "home", HANG)) as two:
+        assert (await two.resume(swarm)).ok
+        await two.until(swarm, lambda s: s.agents[s.root or ""].status == "shutdown")
+        await check(two.engine, swarm)
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------
