@@ -35,6 +35,8 @@ from core.safety.text import clean_line
 
 log = logging.getLogger("watchroom.channel")
 MAX_CLIENTS = 64
+BACKLOG = 512
+"""Connections that the system holds while the loop is busy. One beyond it would look made and not be."""
 MAX_REQUESTS = 64
 """Commands and pages of one client that are not answered yet."""
 MAX_FEEDS = 64
@@ -81,7 +83,7 @@ class Server:
         try:
             async with asyncio.TaskGroup() as group:
                 server = cls(hub, info, clock, starts, group)
-                accepting = await asyncio.start_unix_server(server._accept, sock=listener)
+                accepting = await asyncio.start_unix_server(server._accept, sock=listener, backlog=BACKLOG)
                 try:
                     yield server
                 except BaseException as error:
