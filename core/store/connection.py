@@ -36,11 +36,47 @@ class _Connection(aiosqlite.Connection):
         await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
 
 
+class Transaction:
+    """The writer's transaction as an operation sees it, on the connection's own thread."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
+        """Run one statement; returns how many rows it changed."""
+        return self._connection.execute(sql, args).rowcount
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        """Run one statement for every row; returns how many rows all of them changed."""
+        return self._connection.executemany(sql, rows).rowcount
+
+    def all(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(sql, args).fetchall()
+
+    def one(self, sql: str, args: Sequence[Any] = ()) -> Row | None:
+        row: Row | None = self._connection.execute(sql, args).fetchone()
+        return row
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not been ended, as SQLite does after some errors."""
+        return self._connection.in_transaction
+
+
 class Db:
-    """A connection as the writer's operations and the readers see it: statements in, plain rows out."""
+    """A connection as the writer and the readers see it: statements in, plain rows out."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
+
+    async def begin(self, work: Callable[[Transaction], None]) -> None:
+        """Begin a transaction and do `work` in it, in one trip; it stays open. Raises what `work` raises."""
+
+        def begun(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            work(Transaction(connection))
+
+        await self._connection.in_one_trip(begun)
 
     async def commit(self, statements: Statements, *, begun: bool) -> None:
         """Run everything and commit it, in one trip. Not `begun`, it is a transaction of its own, which is
@@ -64,11 +100,6 @@ class Db:
         """Run one statement; returns how many rows it changed."""
         # Closing the cursor would cost a second trip to the thread; a finished one holds nothing.
         cursor = await self._connection.execute(sql, args)
-        return cursor.rowcount
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
-        """Run one statement for every row; returns how many rows all of them changed."""
-        cursor = await self._connection.executemany(sql, rows)
         return cursor.rowcount
 
     async def all(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from core.domain import events as e
 from core.domain.commands import JobRow
 from core.safety.text import clean_line, shorten
-from core.store.connection import Db
+from core.store.connection import Transaction
 from core.store.errors import StoreError
 from core.store.readers import Reader
 from core.store.rows import timestamp
@@ -186,9 +186,9 @@ class JobStore:
         """A job with all its rows, pending. `schema` is JSON text; `model` and `role` are its workers'.
         Raises StoreError with nothing stored."""
 
-        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
+        def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
-            await db.execute(
+            db.execute(
                 _INSERT_JOB,
                 (
                     event.job,
@@ -214,7 +214,7 @@ class JobStore:
             )
             count, left = 0, iter(rows)
             while chunk := list(islice(left, CHUNK)):
-                await db.executemany(_INSERT_ITEM, [self._item(event.job, row) for row in chunk])
+                db.executemany(_INSERT_ITEM, [self._item(event.job, row) for row in chunk])
                 count += len(chunk)
             if count != event.total:
                 raise StoreError(
@@ -227,15 +227,15 @@ class JobStore:
     async def start(self, swarm: str, job: str, concurrency: int) -> bool:
         """pending or paused → running; whether it was."""
 
-        async def op(db: Db) -> tuple[bool, Sequence[e.Event]]:
-            changed = await db.execute(
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            changed = db.execute(
                 "UPDATE agent_jobs SET status = 'running' WHERE job = ? AND swarm = ?"
                 " AND status IN ('pending', 'paused')",
                 (job, swarm),
             )
             if not changed:
                 return False, []
-            owner = await _owner(db, job)
+            owner = _owner(db, job)
             return True, [e.JobStarted(agent=owner, job=job, concurrency=concurrency)]
 
         return await self._store.transact(swarm, op)
@@ -244,8 +244,8 @@ class JobStore:
         """Give pending rows of a running job to `workers`, one each: new rows in row order, then those whose
         attempt failed. Fewer claims than workers: the queue is empty."""
 
-        async def op(db: Db) -> tuple[list[Claim], Sequence[e.Event]]:
-            head = await db.one(
+        def op(db: Transaction) -> tuple[list[Claim], Sequence[e.Event]]:
+            head = db.one(
                 "SELECT owner FROM agent_jobs WHERE job = ? AND swarm = ? AND status = 'running'",
                 (job, swarm),
             )
@@ -255,13 +255,13 @@ class JobStore:
             claims = [
                 Claim(item, source_id, row_index, attempt + 1, worker, json.loads(values))
                 for worker, (item, source_id, row_index, attempt, values) in zip(
-                    workers, await db.all(_NEXT, (job, len(workers))), strict=False
+                    workers, db.all(_NEXT, (job, len(workers))), strict=False
                 )
             ]
-            taken = await db.executemany(_CLAIM, [(c.worker, c.attempt, now, job, c.item) for c in claims])
+            taken = db.executemany(_CLAIM, [(c.worker, c.attempt, now, job, c.item) for c in claims])
             if claims and taken != len(claims):
                 raise StoreError(f"job {job}: {len(claims)} rows were pending, {taken} could be taken")
-            await db.executemany(_BEGIN_ATTEMPT, [(job, c.item, c.attempt, c.worker, now) for c in claims])
+            db.executemany(_BEGIN_ATTEMPT, [(job, c.item, c.attempt, c.worker, now) for c in claims])
             return claims, [
                 e.JobRowClaimed(
                     agent=head[0],
@@ -290,14 +290,14 @@ class JobStore:
         `stopped_by`: the report also ends the job; kept with it, so that no restart forgets it."""
         result = self._redact(result_json)
 
-        async def op(db: Db) -> tuple[tuple[bool, str], Sequence[e.Event]]:
+        def op(db: Transaction) -> tuple[tuple[bool, str], Sequence[e.Event]]:
             now = self._now()
-            owner = await _owner(db, job)
-            if await db.execute(_REPORT, (result, now, now, job, item, worker)):
-                await db.execute(_END_ATTEMPT, ("completed", None, now, job, item, worker))
+            owner = _owner(db, job)
+            if db.execute(_REPORT, (result, now, now, job, item, worker)):
+                db.execute(_END_ATTEMPT, ("completed", None, now, job, item, worker))
                 if stopped_by is not None:
-                    await db.execute(_STOPPED, (stopped_by, job, swarm))
-                row_index, attempt = await _place(db, job, item)
+                    db.execute(_STOPPED, (stopped_by, job, swarm))
+                row_index, attempt = _place(db, job, item)
                 ended = e.JobRowEnded(
                     agent=owner,
                     job=job,
@@ -309,7 +309,7 @@ class JobStore:
                     result=result,
                 )
                 return (True, ""), [ended]
-            reason = await _why_not(db, job, item, worker)
+            reason = _why_not(db, job, item, worker)
             refused = e.JobReportRefused(
                 agent=owner, job=job, item=item, worker=worker, reason=reason, result=result
             )
@@ -324,16 +324,16 @@ class JobStore:
         ones. None: the row is no longer this worker's, and nothing has changed."""
         problem = self._redact(error)
 
-        async def op(db: Db) -> tuple[Literal["failed", "pending"] | None, Sequence[e.Event]]:
+        def op(db: Transaction) -> tuple[Literal["failed", "pending"] | None, Sequence[e.Event]]:
             now = self._now()
             limits = (problem, max_attempts, max_attempts, max_attempts, now)
-            if not await db.execute(_FAIL, (*limits, job, item, worker)):
+            if not db.execute(_FAIL, (*limits, job, item, worker)):
                 return None, []
-            await db.execute(_END_ATTEMPT, ("failed", problem, now, job, item, worker))
-            row_index, attempt = await _place(db, job, item)
+            db.execute(_END_ATTEMPT, ("failed", problem, now, job, item, worker))
+            row_index, attempt = _place(db, job, item)
             status: Literal["failed", "pending"] = "pending" if attempt < max_attempts else "failed"
             ended = e.JobRowEnded(
-                agent=await _owner(db, job),
+                agent=_owner(db, job),
                 job=job,
                 item=item,
                 row_index=row_index,
@@ -358,15 +358,15 @@ class JobStore:
     ) -> bool:
         """The job is over; False if it was over already. The first end stands. `told`: recorded with it."""
 
-        async def op(db: Db) -> tuple[bool, Sequence[e.Event]]:
-            changed = await db.execute(
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            changed = db.execute(
                 "UPDATE agent_jobs SET status = ? WHERE job = ? AND swarm = ?"
                 " AND status IN ('pending', 'running', 'paused')",
                 (status, job, swarm),
             )
             if not changed:
                 return False, []
-            owner = await _owner(db, job)
+            owner = _owner(db, job)
             return True, [e.JobEnded(agent=owner, job=job, status=status, error=error, by=by), *told]
 
         return await self._store.transact(swarm, op)
@@ -375,12 +375,12 @@ class JobStore:
         """What a new owner records first, in one transaction: `events`, and every row that was at work goes
         back to the queue. That uses up no attempt, and whoever had the row can no longer report it."""
 
-        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
+        def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
             back: list[e.Event] = []
-            for job, item, row_index, attempt, worker, owner in await db.all(_AT_WORK, (swarm,)):
-                await db.execute(_REQUEUE, (job, item, worker))
-                await db.execute(_END_ATTEMPT, ("interrupted", ENGINE_ENDED, now, job, item, worker))
+            for job, item, row_index, attempt, worker, owner in db.all(_AT_WORK, (swarm,)):
+                db.execute(_REQUEUE, (job, item, worker))
+                db.execute(_END_ATTEMPT, ("interrupted", ENGINE_ENDED, now, job, item, worker))
                 back.append(
                     e.JobRowEnded(
                         agent=owner,
@@ -400,13 +400,13 @@ class JobStore:
     async def exported(self, swarm: str, job: str, path: str, rows: int) -> None:
         """Record that the CSV was written."""
 
-        async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
-            changed = await db.execute(
+        def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+            changed = db.execute(
                 "UPDATE agent_jobs SET exported_rows = ? WHERE job = ? AND swarm = ?", (rows, job, swarm)
             )
             if not changed:
                 raise StoreError(f"there is no job {job} in swarm {swarm}")
-            return None, [e.JobExported(agent=await _owner(db, job), job=job, path=path, rows=rows)]
+            return None, [e.JobExported(agent=_owner(db, job), job=job, path=path, rows=rows)]
 
         await self._store.transact(swarm, op)
 
@@ -454,22 +454,20 @@ class JobStore:
         return json.dumps([self._redact(value) for value in values], ensure_ascii=False)
 
 
-async def _owner(db: Db, job: str) -> str | None:
-    row = await db.one("SELECT owner FROM agent_jobs WHERE job = ?", (job,))
+def _owner(db: Transaction, job: str) -> str | None:
+    row = db.one("SELECT owner FROM agent_jobs WHERE job = ?", (job,))
     return row[0] if row is not None else None
 
 
-async def _place(db: Db, job: str, item: str) -> tuple[int, int]:
-    row = await db.one(
-        "SELECT row_index, attempt FROM agent_job_items WHERE job = ? AND item = ?", (job, item)
-    )
+def _place(db: Transaction, job: str, item: str) -> tuple[int, int]:
+    row = db.one("SELECT row_index, attempt FROM agent_job_items WHERE job = ? AND item = ?", (job, item))
     assert row is not None
     return row[0], row[1]
 
 
-async def _why_not(db: Db, job: str, item: str, worker: str) -> str:
+def _why_not(db: Transaction, job: str, item: str, worker: str) -> str:
     """Why a report was not taken, for the worker that made it."""
-    row = await db.one(
+    row = db.one(
         "SELECT status, worker, attempt FROM agent_job_items WHERE job = ? AND item = ?", (job, item)
     )
     if row is None:

@@ -142,7 +142,7 @@ class Store:
         return stamped
 
     async def transact(self, swarm: str, op: Op[T]) -> T:
-        """Run `op` in the writer's transaction and record the events it returns with it; its value, once that
-        is on disk. What `op` raises reaches the caller, and then nothing of it is stored."""
+        """Run `op` in the writer's transaction, on its thread, and record the events it returns with it; its
+        value, once that is on disk. What `op` raises reaches the caller, and then nothing of it is stored."""
         value: T = await self._writer.submit(swarm, op, [])
         return value

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -19,13 +20,15 @@ from msgspec.structs import replace
 from core.clock import Clock
 from core.domain import events as e
 from core.safety.redact import redact_struct
-from core.store.connection import Db
+from core.store.connection import Db, Transaction
 from core.store.errors import StoreError, sentence
 from core.store.projection import LiveSwarm, Projection
 
 log = logging.getLogger("watchroom.store")
 T = TypeVar("T")
-Op = Callable[[Db], Awaitable[tuple[T, Sequence[e.Event]]]]
+Op = Callable[[Transaction], tuple[T, Sequence[e.Event]]]
+"""Runs on the connection's thread: a trip there and back for each of its statements would cost a busy loop
+more than the statements."""
 Committed = Callable[[str, Sequence[e.AnyEvent], Sequence[str]], None]
 """(swarm, events, their JSON): what was written once is not encoded again for those who only pass it on."""
 
@@ -42,6 +45,7 @@ class _Request:
         self.op = op
         self.events = events
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.stamped: list[tuple[e.AnyEvent, str]] = []
         self.value: Any = None
         self.error: Exception | None = None
 
@@ -54,6 +58,14 @@ class _Request:
             self.refuse(self.error)
         elif not self.done.done():
             self.done.set_result(self.value)
+
+
+class _Head:
+    """Where a swarm's journal ends, while a batch is stamped; and the batch's time."""
+
+    def __init__(self, seq: int, at: datetime) -> None:
+        self.seq = seq
+        self.at = at
 
 
 class Writer:
@@ -148,18 +160,15 @@ class Writer:
         return batch, True
 
     async def _write(self, batch: list[_Request]) -> None:
-        projection = Projection()
-        committed: dict[str, tuple[list[e.AnyEvent], list[str]]] = {}
         begun = any(request.op is not None for request in batch)
         if begun:
-            await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
+            await self._patiently(lambda: self._db.begin(lambda db: self._perform(batch, db)))
+        else:
+            self._perform(batch, None)
+        projection = Projection()
+        committed: dict[str, tuple[list[e.AnyEvent], list[str]]] = {}
         for request in batch:
-            try:
-                stamped = await self._perform(request)
-            except _Refused as refused:
-                request.error = refused.error
-                continue
-            for event, body in stamped:
+            for event, body in request.stamped:
                 projection.add(self.swarms[request.swarm], event, body)
                 events, bodies = committed.setdefault(request.swarm, ([], []))
                 events.append(event)
@@ -188,49 +197,63 @@ class Writer:
                     raise
                 log.warning("store %s: another process is writing; attempt %d", self._where, attempt)
 
-    async def _perform(self, request: _Request) -> list[tuple[e.AnyEvent, str]]:
-        """The stamped events of a request. An operation runs in a savepoint: its failure harms no other."""
-        if request.swarm not in self.swarms:
-            raise _Refused(StoreError(f"swarm {request.swarm} was given up before this was written"))
-        if request.op is None:
-            stamped = self._stamp(request.swarm, request.events)
-            request.value = [event for event, _ in stamped]
-            return stamped
-        await self._db.execute("SAVEPOINT op")
+    def _perform(self, batch: Sequence[_Request], db: Transaction | None) -> None:
+        """Do the operations and stamp all events. With a transaction this runs on its thread, while the
+        writer waits: nobody else touches what it reads."""
+        heads: dict[str, _Head] = {}
+        for request in batch:
+            try:
+                live = self.swarms.get(request.swarm)
+                if live is None:
+                    problem = f"swarm {request.swarm} was given up before this was written"
+                    raise _Refused(StoreError(problem))
+                head = heads.get(request.swarm)
+                if head is None:
+                    at = max(self._clock.now(), live.ahead.last_at)
+                    head = heads[request.swarm] = _Head(live.ahead.seq, at)
+                if request.op is None or db is None:
+                    request.stamped = self._stamp(request, head, request.events)
+                    request.value = [event for event, _ in request.stamped]
+                else:
+                    self._operate(request, request.op, head, db)
+            except _Refused as refused:
+                request.error = refused.error
+
+    def _operate(self, request: _Request, op: Op[Any], head: _Head, db: Transaction) -> None:
+        """One operation in a savepoint: its failure harms no other."""
+        db.execute("SAVEPOINT op")
         try:
-            request.value, events = await request.op(self._db)
-            stamped = self._stamp(request.swarm, events)
+            request.value, events = op(db)
+            request.stamped = self._stamp(request, head, events)
         except Exception as error:
             fatal = isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
-            if fatal or not self._db.in_transaction:
+            if fatal or not db.open:
                 raise
-            await self._db.execute("ROLLBACK TO op")
-            await self._db.execute("RELEASE op")
+            db.execute("ROLLBACK TO op")
+            db.execute("RELEASE op")
             if isinstance(error, _Refused):
                 raise
             if isinstance(error, sqlite3.IntegrityError):
                 error = StoreError(f"the store refused a write that contradicts what it holds: {error}")
             raise _Refused(error) from None
-        await self._db.execute("RELEASE op")
-        return stamped
+        db.execute("RELEASE op")
 
-    def _stamp(self, swarm: str, events: Sequence[e.Event]) -> list[tuple[e.AnyEvent, str]]:
-        """The events with seq, time and swarm, without secrets, and their JSON."""
-        if not events:
-            return []
-        state = self.swarms[swarm].ahead
-        seq = state.seq
-        at = max(self._clock.now(), state.last_at)
+    def _stamp(
+        self, request: _Request, head: _Head, events: Sequence[e.Event]
+    ) -> list[tuple[e.AnyEvent, str]]:
+        """The events with seq, time and swarm, without secrets, and their JSON; moves `head` on."""
+        seq = head.seq
         stamped: list[tuple[e.AnyEvent, str]] = []
         for event in events:
             seq += 1
             clean = redact_struct(event, self._redact)
-            whole: Any = replace(clean, seq=seq, at=at, swarm=swarm)
+            whole: Any = replace(clean, seq=seq, at=head.at, swarm=request.swarm)
             try:
                 stamped.append((whole, e.encode(whole).decode()))
             except (ValueError, OverflowError, TypeError) as error:
                 problem = StoreError(f"an event of type {e.type_name(event)} cannot be written: {error}")
                 raise _Refused(problem) from error
+        head.seq = seq
         return stamped
 
     def _tell(self, swarm: str, events: list[e.AnyEvent], bodies: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -115,11 +116,11 @@ class World:
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """While inside nothing reaches the disk: what is written waits."""
-        entered, go_on = asyncio.Event(), asyncio.Event()
+        entered, go_on, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
 
-        async def op(db: Any) -> tuple[None, list[e.Event]]:
-            entered.set()
-            await go_on.wait()
+        def op(db: Any) -> tuple[None, list[e.Event]]:
+            loop.call_soon_threadsafe(entered.set)
+            go_on.wait(20)
             return None, []
 
         waiting = asyncio.create_task(self.store.transact(self.swarm.id, op))

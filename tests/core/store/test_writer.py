@@ -12,7 +12,7 @@ import pytest
 
 from core.domain import events as e
 from core.store import writer as writer_module
-from core.store.connection import FILE_NAME, Db
+from core.store.connection import FILE_NAME, Transaction
 from core.store.store import StoreError
 from tests.clock import FakeClock, settle
 from tests.core.store.tools import new_swarm, opened, query
@@ -123,17 +123,17 @@ async def test_a_failing_operation_harms_no_other_of_its_batch(tmp_path: Path) -
     class Broken(Exception):
         pass
 
-    async def broken(db: Db) -> tuple[None, Sequence[e.Event]]:
-        await db.execute("DELETE FROM agents")
+    def broken(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+        db.execute("DELETE FROM agents")
         raise Broken("on purpose")
 
-    async def contradicts(db: Db) -> tuple[None, Sequence[e.Event]]:
-        await db.execute("DELETE FROM agents")
-        await db.execute("INSERT INTO events SELECT * FROM events")
+    def contradicts(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+        db.execute("DELETE FROM agents")
+        db.execute("INSERT INTO events SELECT * FROM events")
         return None, []
 
-    async def works(db: Db) -> tuple[int, Sequence[e.Event]]:
-        row = await db.one("SELECT count(*) FROM agents")
+    def works(db: Transaction) -> tuple[int, Sequence[e.Event]]:
+        row = db.one("SELECT count(*) FROM agents")
         assert row is not None
         return row[0], [say(root, "from the operation")]
 
@@ -157,8 +157,8 @@ async def test_a_failing_operation_harms_no_other_of_its_batch(tmp_path: Path) -
 
 
 async def test_an_operation_whose_events_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    async def op(db: Db) -> tuple[None, Sequence[e.Event]]:
-        await db.execute("DELETE FROM agents")
+    def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+        db.execute("DELETE FROM agents")
         return None, [e.Reasoning(agent="t", item={"not json": object()})]
 
     async with opened(tmp_path) as store:
