@@ -200,9 +200,10 @@ class Connection:
                     await asyncio.wait(set(self._requests.values()))
                 self._out.end()
                 await asyncio.wait((sending,))
-                if not sending.cancelled() and sending.exception() is None:
-                    self._writer.transport.set_write_buffer_limits(high=0)
-                    await self._writer.drain()
+                if sending.cancelled() or sending.exception() is not None:
+                    return False
+                self._writer.transport.set_write_buffer_limits(high=0)
+                await self._writer.drain()
         except (TimeoutError, OSError):
             return False
         return True

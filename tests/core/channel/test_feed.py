@@ -93,6 +93,26 @@ async def test_deltas_merge_also_when_several_agents_write_at_once() -> None:
     assert items == [Delta(thread=t, response=t, offset=0, text=t * 50) for t in "abc"]
 
 
+async def test_an_empty_text_ends_what_was_being_written_and_a_lost_beginning_is_not_guessed() -> None:
+    source = Source()
+    source.feed.publish_delta(Delta(thread="t", response="r", offset=4, text="the end of it"))
+    assert source.feed.snapshot().streaming == ()
+    source.feed.publish_delta(Delta(thread="t", response="r", offset=0, text="new"))
+    source.feed.publish_delta(Delta(thread="t", response="other", offset=3, text="not of this answer"))
+    assert [s.text for s in source.feed.snapshot().streaming] == ["new"]
+    source.feed.publish_delta(Delta(thread="t", response="r", offset=0, text=""))
+    assert source.feed.snapshot().streaming == ()
+
+
+async def test_who_subscribes_to_a_feed_that_has_ended_gets_its_last_state() -> None:
+    source = Source()
+    source.happen(2)
+    source.feed.close()
+    [item] = [item async for item in source.feed.subscribe()]
+    assert isinstance(item, Snapshot)
+    assert item.state == source.state
+
+
 async def test_a_backlog_is_bounded_in_bytes_too() -> None:
     source = Source()
     reader = source.feed.subscribe(backlog_bytes=10_000)

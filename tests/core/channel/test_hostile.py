@@ -286,6 +286,30 @@ async def test_one_who_takes_nothing_for_an_hour_is_dropped(clock: FakeClock) ->
         await until(lambda: place.server.clients == 0)
 
 
+async def test_one_who_takes_nothing_does_not_keep_the_server_from_ending(clock: FakeClock) -> None:
+    leave = asyncio.Event()
+    opened: asyncio.Future[Staged] = asyncio.get_running_loop().create_future()
+
+    async def life() -> None:
+        async with staged(clock=clock) as place:
+            opened.set_result(place)
+            await leave.wait()
+
+    living = asyncio.create_task(life())
+    place = await opened
+    async with introduced(place.socket) as (reader, writer):
+        tell(writer, m.Subscribe(id=1, swarm=SWARM))
+        await heard(reader)
+        writer.transport.pause_reading()
+        place.stage.happen(*[Notice(agent="t", text="x" * 20_000) for _ in range(400)])
+        await until(lambda: clock.sleeping == 1)  # for the client to take something
+        leave.set()
+        await until(lambda: clock.sleeping == 2)  # and to take the rest
+        await clock.advance(2.1)
+        await until(living.done)
+    await living
+
+
 async def test_a_bug_in_one_connection_is_nobody_elses(
     place: Staged, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
