@@ -19,8 +19,8 @@ class Again:
 
     open: Callable[[str], AbstractAsyncContextManager[Client]]
     """Reaches, or starts, an engine for the swarm of this id."""
-    setup: Setup | None = None
-    """What the swarm goes on with if nobody owns it (decision 4)."""
+    setup: Callable[[str], Setup | None] = lambda _: None
+    """What the swarm, by the server that it was started on, goes on with if nobody owns it (decision 4)."""
     resumes: bool = True
     """Whether a swarm that nobody runs is resumed; else it can only be attached to."""
     gone: str = "the engine has ended"

@@ -194,7 +194,7 @@ class WatchroomApp(App[str]):
         if isinstance(start, str):
             if not self.view.state.swarm or not self.again.resumes or await self._runs(client, start):
                 return start
-            start = ResumeSwarm(swarm=start, setup=self.again.setup)
+            start = ResumeSwarm(swarm=start, setup=self.again.setup(self.view.state.server))
         reply = await client.send(start)
         if not reply.ok:
             self._failed(reply.error)
@@ -268,7 +268,7 @@ class WatchroomApp(App[str]):
     def on_session_over(self) -> None:
         """Leave if the operator asked for it, or if there never was a swarm to look at."""
         if self._leaving or not self.view.state.swarm:
-            self.exit(self.summary(), return_code=1 if self.failure else 0)
+            self.exit(self.summary(), return_code=self.exit_code)
 
     async def on_unmount(self) -> None:
         """However the app ends, the client is closed before it returns."""
@@ -499,12 +499,17 @@ class WatchroomApp(App[str]):
         self._stop.set()
         self._wanted_again.set()
         if self._session is None or self._disconnected.is_set():
-            self.exit(self.summary(), return_code=1 if self.failure else 0)
+            self.exit(self.summary(), return_code=self.exit_code)
             return
         while len(self.screen_stack) > 1:
             self.pop_screen()
         if not self._outlives:
             self.swarm_screen.keys.say("stopping the agents" + self.glyphs.ellipsis, "amber")
+
+    @property
+    def exit_code(self) -> int:
+        """An engine that ended after everything was done, as that of `exec` does, is no failure."""
+        return 1 if self.failure is not None and not (self.lost and self.view.state.quiet()) else 0
 
     def fate(self) -> Fate:
         """How the engine stands as far as this console knows."""

@@ -152,6 +152,9 @@ def _judge(state: SwarmState, outcome: Outcome) -> int:
         raise exits.Quit(exits.ERROR, f"swarm {outcome.swarm} has lost its root")
     if root.status == "idle" and state.jobs:  # a root that only holds a job (decision 30)
         return _judge_jobs(state)
+    if root.status == "idle":
+        again = f"watchroom resume {short_id(outcome.swarm)}"
+        raise exits.Quit(exits.ERROR, f"the root waits for its first input: {again} on a terminal")
     outcome.status, outcome.message = root.status, root.status_message
     return exits.OK if root.status == "completed" else exits.ERROR
 

@@ -16,7 +16,7 @@ from tui import exits, setup, signals
 
 if TYPE_CHECKING:
     from core.config import Settings
-    from core.domain.commands import ResumeSwarm, StartSwarm
+    from core.domain.commands import ResumeSwarm, Setup, StartSwarm
     from tui.app import WatchroomApp
     from tui.setup import Connect
 
@@ -85,11 +85,14 @@ def open_console(
     from tui.app import WatchroomApp
     from tui.themes import DARK, LIGHT
 
-    mine = setup_of(settings)
     if not isinstance(start, str) and start.setup is None:
         from msgspec.structs import replace
 
-        start = replace(start, setup=mine)
+        start = replace(start, setup=setup_of(settings))
+
+    def mine(server: str) -> Setup:
+        return setup_of(setup.going_on(settings, server))
+
     reach = partial(connect or setup.home_engine, settings)
     if host:
         again = over_ssh(host, reach)
@@ -113,8 +116,8 @@ def open_console(
             print(clean_line(summary))
         if keeps is not None:
             _keep(keeps, app)
-        if app.failure is not None:
-            print(f"watchroom: {clean_line(app.failure)}", file=sys.stderr)
+        if app.exit_code:
+            print(f"watchroom: {clean_line(app.failure or '')}", file=sys.stderr)
 
 
 def _keep(folder: Path, app: WatchroomApp) -> None:

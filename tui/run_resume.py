@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from core.config import Settings
     from core.store.readers import Reader
 
-SCRIPTED = "scripted:"
-
 
 @dataclass(frozen=True)
 class Chosen:
@@ -34,8 +32,8 @@ def run(args: Namespace) -> int:
     chosen = choose(settings, args.id)
     if chosen.owned:
         return _attach(settings, chosen, in_lines=in_lines)
-    if settings.missing() is not None and chosen.server.startswith(SCRIPTED):
-        settings = setup.settings_of(args, base_url=chosen.server, asks_model=False)  # as the demo: no key
+    if args.base_url is None and args.model is None:
+        settings = setup.going_on(settings, chosen.server)
     if (missing := settings.missing()) is not None:
         raise exits.Quit(exits.USAGE, missing)
     command = ResumeSwarm(swarm=chosen.swarm, unattended="refuse" if in_lines else "wait")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from core.channel.client import Client
-from core.config import ConfigError, Settings, load_settings
+from core.config import SCRIPTED, ConfigError, Settings, load_settings
 from core.safety.text import clean_line
 from tui import exits
 from tui.glyphs import ASCII, UNICODE
@@ -54,6 +54,14 @@ def settings_of(args: Namespace, *, base_url: str | None = None, asks_model: boo
 def headless(settings: Settings) -> Settings:
     """Nobody attends: asks are refused whatever the settings say of consoles (decision 28)."""
     return settings.model_copy(update={"unattended": None})
+
+
+def going_on(settings: Settings, server: str) -> Settings:
+    """The settings for a swarm that was started on `server`: what began on a scripted model, as the demo
+    does, is not sent to a real one because somebody else goes on with it."""
+    if settings.scripted is None and server.startswith(SCRIPTED):
+        return settings.model_copy(update={"base_url": server})
+    return settings
 
 
 def home_engine(settings: Settings) -> AbstractAsyncContextManager[Client]:

@@ -23,6 +23,7 @@ from core.domain.commands import (
     Page,
     PageRequest,
     Reply,
+    ResumeSwarm,
     RunJob,
     Snapshot,
     StartSwarm,
@@ -86,7 +87,7 @@ class FakeEngine:
         if self.refuse is not None:
             return self.refuse
         match command:
-            case StartSwarm():
+            case StartSwarm() | ResumeSwarm():
                 return Reply(value={"swarm": SWARM, "thread": ROOT})
             case RunJob():
                 return Reply(value={"swarm": SWARM, "thread": ROOT, "job": JOB})

@@ -56,7 +56,7 @@ def console(
     return WatchroomApp(
         connecting(first),  # type: ignore[arg-type]
         SWARM,
-        again=again or Again(open=engines.open, setup=SETUP),
+        again=again or Again(open=engines.open, setup=lambda server: SETUP),
         clock=clock or StageClock(),
         tz=UTC,
         refresh_seconds=0,

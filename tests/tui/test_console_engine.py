@@ -311,3 +311,20 @@ def test_resume_without_anything_to_resume_is_one_sentence(home: Path) -> None:
         ran = run(home, *words, *model(home))
         assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (exits.ERROR, "", 1), ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_what_began_scripted_stays_scripted_for_whoever_goes_on(home: Path) -> None:
+    """No model is set here, as for somebody who only tried the demo."""
+    with watchroom(home, "open it", *model(home)) as first:
+        at_the_gate(first)
+        first.keys("\x11")
+        first.keys("\x11")
+        assert first.wait() == exits.OK
+    with watchroom(home, "attach") as second:
+        at_the_gate(second)
+        os.kill(engine(home), signal.SIGKILL)
+        second.until("ended", 5)
+        second.keys("R")
+        second.until("The gate was opened.")
+        second.keys("\x11")
+        assert second.wait() == exits.OK
