@@ -315,3 +315,39 @@ def test_an_older_page_read_later_does_not_swallow_events_on_their_way() -> None
     for event in events[3:]:
         transcript.apply(event)
     assert [row.text for row in transcript.rows] == ["0", "1", "2", "3", "4"]
+
+
+@given(
+    plausible,
+    st.lists(st.integers(0, 80), min_size=2, max_size=6),
+    st.integers(1, 12),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_transcripts_outlive_snapshots(
+    events: list[e.AnyEvent], cuts: list[int], limit: int, older: bool
+) -> None:
+    """However often a reader lags, what it has read of an agent is the end of the whole transcript, without
+    a gap; and a snapshot that a page reaches up to costs no row that was loaded."""
+    thread = next((event.agent for event in events if isinstance(event, e.AgentSpawned)), "t")
+    assert thread is not None
+    view = SwarmView()
+    for cut in sorted(min(cut, len(events)) for cut in cuts):
+        known = view.transcripts.get(thread)
+        reach, loaded = (known.seq, len(known.rows)) if known is not None else (0, 0)
+        view.feed(Snapshot(state=fold(events[:cut])))
+        assert thread not in view.transcripts
+        view.expect_transcript(thread)
+        page = page_of(events[:cut], thread, None, limit)
+        mine = view.load_transcript(thread, page)
+        if older and mine.more and mine.first_seq is not None:
+            mine = view.load_transcript(thread, page_of(events[:cut], thread, mine.first_seq, limit))
+        for event in events[cut : cut + 3]:
+            view.apply(event)
+        last = min(cut + 3, len(events))
+        whole = Transcript(thread)
+        whole.prepend(page_of(events[:last], thread, None, 10_000))
+        rows = mine.rows
+        assert [row.seq for row in rows] == [row.seq for row in whole.rows[len(whole.rows) - len(rows) :]]
+        if page.events and page.events[0].seq <= reach:
+            assert len(rows) >= loaded
