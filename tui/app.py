@@ -276,10 +276,16 @@ class WatchroomApp(App[str]):
         self._wanted_again.set()
         if self._session is None or self._disconnected.is_set():
             return
+        self._give_up_connecting()
         try:
             async with self.clock.timeout(CLOSE_SECONDS):
                 await self._disconnected.wait()
         except TimeoutError:
+            self._session.cancel()
+
+    def _give_up_connecting(self) -> None:
+        """Nobody waits any more for an engine that is still being reached."""
+        if self.client is None and self._session is not None:
             self._session.cancel()
 
     # --- refreshing ----------------------------------------------------------------------------------------
@@ -501,6 +507,7 @@ class WatchroomApp(App[str]):
         if self._session is None or self._disconnected.is_set():
             self.exit(self.summary(), return_code=self.exit_code)
             return
+        self._give_up_connecting()
         while len(self.screen_stack) > 1:
             self.pop_screen()
         if not self._outlives:

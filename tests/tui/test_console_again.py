@@ -406,10 +406,29 @@ async def test_leaving_while_it_connects_does_not_wait_for_ever() -> None:
         await ready(pilot)
         client.feed(None)
         await ready(pilot)
-        await pilot.press("R", "ctrl+q", "ctrl+q")
+        await pilot.press("R")
         await pilot.pause()
-        engines.gate.set()
+        assert engines.opened == [SWARM]
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+        await pilot.pause()
+        assert not app.is_running
     assert app.return_code == 1
+
+
+async def test_leaving_while_the_first_engine_starts_does_not_wait_for_it() -> None:
+    engines = Engines(OSError("never"))
+    engines.gate.clear()
+    app = WatchroomApp(lambda: engines.open(""), SWARM, clock=StageClock(), refresh_seconds=0)
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.pause()
+        assert engines.opened == [""]
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+        await pilot.pause()
+        assert not app.is_running
+    assert app.return_code == 0
+    assert app.return_value == ""
 
 
 async def test_a_console_that_resumes_sends_that_and_follows() -> None:
