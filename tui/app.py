@@ -523,7 +523,7 @@ class WatchroomApp(App[str]):
         if self._stopping:
             return "stopped" if self._ended.is_set() else "stopping"
         if self.lost:
-            return "ended"
+            return "ended" if self.again.resumes else "lost"
         if self._outlives:
             return "goes on"
         return "closed" if self._disconnected.is_set() else "ended"

@@ -6,9 +6,9 @@ from typing import Literal
 
 from core.domain.state import SwarmState
 
-Fate = Literal["goes on", "stopped", "stopping", "ended", "closed"]
+Fate = Literal["goes on", "stopped", "stopping", "ended", "lost", "closed"]
 """Of the engine, when the console left: it goes on; it was asked to stop and did, or still does; it was gone
-already; it belonged to the console and ended with it."""
+already, or the way to it was; it belonged to the console and ended with it."""
 SHORT_CHARS = 18
 """Of a swarm's id: its milliseconds and 12 random bits, unique in practice."""
 
@@ -20,7 +20,7 @@ def short_id(swarm: str) -> str:
 
 def farewell(state: SwarmState, fate: Fate, attach: str = "watchroom attach") -> str:
     """One line. `attach` is the command that comes back to the engine, without the id."""
-    over = fate in ("stopped", "closed")
+    over = fate in ("stopped", "ended", "closed")  # without an owner nothing runs (decision 2)
     counts: dict[str, int] = {}
     for agent in state.agents.values():
         # The feed ends before the engine does: what it stopped on its way out is interrupted by now.
@@ -32,6 +32,8 @@ def farewell(state: SwarmState, fate: Fate, attach: str = "watchroom attach") ->
     resume = f"watchroom resume {swarm}"
     if fate == "goes on":
         after = f"the engine goes on; come back with: {attach} {swarm}"
+    elif fate == "lost":
+        after = f"the connection is lost; come back with: {attach} {swarm}"
     elif fate == "stopped":
         after = f"the engine was stopped; go on with: {resume}"
     elif fate == "stopping":

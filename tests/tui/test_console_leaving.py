@@ -227,7 +227,8 @@ async def test_a_busy_engine_is_said_for_other_commands_too() -> None:
         ("goes on", True, "the engine goes on"),
         ("stopped", False, "the engine was stopped"),
         ("stopping", True, "still stopping"),
-        ("ended", True, "the engine has ended"),
+        ("ended", False, "the engine has ended"),
+        ("lost", True, "the connection is lost; come back with: watchroom attach"),
         ("closed", False, "watchroom resume"),
     ],
 )
