@@ -6,7 +6,9 @@ Reference for the options: bwrap(1), 0.8. Order matters: later mounts lie on top
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,12 +29,13 @@ PROTECTED = (".git", ".watchroom")
 """Of the workspace, read-only also where the workspace is writable: both name programs to run later."""
 SECRETS = (
     ".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", ".netrc", ".npmrc", ".pypirc", ".git-credentials",
-    ".config/watchroom", ".config/gcloud", ".config/gh", ".config/git/credentials",
+    ".config/watchroom", ".local/share/watchroom", ".local/state/watchroom",
+    ".config/gcloud", ".config/gh", ".config/git/credentials",
     ".cargo/credentials", ".cargo/credentials.toml", ".codex/auth.json", ".claude/.credentials.json",
     ".password-store", ".local/share/keyrings", ".mozilla", ".config/google-chrome", ".config/chromium",
     ".bash_history", ".zsh_history", ".python_history",
 )  # fmt: skip
-"""Below HOME: unreadable inside."""
+"""Below the user's home: unreadable inside."""
 PROBE_SECONDS = 10.0
 
 
@@ -110,22 +113,24 @@ class Sandbox:
         unreadable = _existing((*_home_secrets(), *hidden))
         for path in unreadable:
             line += _hide(path)
+        cwd = cwd.resolve()
+        mounted = list(roots)
+        if any(cwd.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")) and not any(
+            cwd.is_relative_to(other) for other in (*roots, *unreadable)
+        ):
+            line += ["--ro-bind", str(cwd), str(cwd)]
+            mounted.append(cwd)
         for root in roots:
             line += [bind, str(root), str(root)]
         for path in unreadable:
-            # Again where a root was mounted over it.
-            if any(path != root and path.is_relative_to(root) for root in roots):
+            # Again where something was mounted over it.
+            if any(path != root and path.is_relative_to(root) for root in mounted):
                 line += _hide(path)
         if workspace is not None and mode == "workspace-write":
             for name in PROTECTED:
                 path = (workspace / name).resolve()
                 if path.exists() and any(path.is_relative_to(root) for root in roots):
                     line += ["--ro-bind", str(path), str(path)]
-        cwd = cwd.resolve()
-        if not any(cwd.is_relative_to(root) for root in roots) and any(
-            cwd.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")
-        ):
-            line += ["--ro-bind", str(cwd), str(cwd)]
         return [*line, "--setenv", "TMPDIR", "/tmp", "--chdir", str(cwd), "--", *argv]
 
 
@@ -150,8 +155,11 @@ def find_program(name: str, cwd: Path) -> str | None:
 
 
 def _home_secrets() -> list[Path]:
-    home = os.environ.get("HOME", "")
-    return [Path(home, name) for name in SECRETS] if os.path.isabs(home) else []
+    """In HOME and in the home that the system knows: HOME may be unset, or lead elsewhere."""
+    homes = [os.environ.get("HOME", "")]
+    with suppress(KeyError):  # this user id has no entry
+        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
+    return [Path(home, name) for home in dict.fromkeys(homes) if os.path.isabs(home) for name in SECRETS]
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -181,6 +182,34 @@ async def test_a_folder_outside_the_workspace_is_seen_but_not_written(
     (other / "file").touch()
     done = await inside(sandbox, "ls; touch x 2>/dev/null || echo no", workspace, cwd=other)
     assert done.output == "file\nno\n"
+
+
+@pytest.mark.parametrize("where", [".", "secret", "secret/inner"])
+async def test_what_is_hidden_stays_so_wherever_a_command_runs(
+    sandbox: Sandbox, workspace: Path, tmp_path: Path, where: str
+) -> None:
+    """Whoever lets a command run in /tmp has not handed out the engine's sockets there."""
+    hidden = tmp_path / "secret"
+    (hidden / "inner").mkdir(parents=True)
+    (hidden / "inner/file").write_text("canary")
+    script = f"cat {hidden}/inner/file; echo x > {workspace}/x"
+    done = await inside(sandbox, script, workspace, cwd=tmp_path / where, hidden=[hidden])
+    assert "canary" not in done.output
+    if where == ".":
+        assert (workspace / "x").exists()  # the workspace lies in that folder and is still its own
+
+
+def test_secrets_are_those_of_the_real_home_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    for name in (".ssh", ".local/share/watchroom"):
+        (real / name).mkdir(parents=True)
+    entry = list(pwd.getpwuid(os.getuid()))
+    entry[5] = str(real)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: pwd.struct_passwd(entry))
+    monkeypatch.delenv("HOME")
+    line = Sandbox("bwrap").wrap(["true"], mode="read-only", cwd=Path("/"), workspace=None)
+    hidden = [line[i + 1] for i, word in enumerate(line) if word == "--tmpfs"]
+    assert {str(real / ".ssh"), str(real / ".local/share/watchroom")} <= set(hidden)
 
 
 async def test_other_processes_are_not_seen(sandbox: Sandbox, workspace: Path) -> None:
