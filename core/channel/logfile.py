@@ -54,19 +54,22 @@ class LogFile(RotatingFileHandler):
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[LogFile]:
-    """Everything that is logged goes to `<folder>/engine.log`, from INFO on. Raises ClientError."""
+    """What is logged goes to `<folder>/engine.log`: our own from INFO on, a library's (the HTTP client has a
+    line for each request) from WARNING on. Raises ClientError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handler = LogFile(folder / NAME, Redactor(os.environ))
     except OSError as error:
         raise ClientError(f"the log {folder / NAME} cannot be written: {error.strerror}") from error
-    root = logging.getLogger()
-    level = root.level
+    root, ours = logging.getLogger(), logging.getLogger("watchroom")
+    levels = root.level, ours.level
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING)
+    ours.setLevel(logging.INFO)
     try:
         yield handler
     finally:
-        root.setLevel(level)
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
         root.removeHandler(handler)
         handler.close()

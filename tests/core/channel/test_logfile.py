@@ -41,6 +41,15 @@ def test_a_line_says_when_who_and_what(tmp_path: Path) -> None:
     assert logging.getLogger().handlers == before
 
 
+def test_what_libraries_chat_about_is_left_out(tmp_path: Path) -> None:
+    levels = logging.getLogger().level, logging.getLogger("watchroom").level
+    with logfile.logging_to(tmp_path):
+        logging.getLogger("httpx").info("one line for each request")
+        logging.getLogger("httpx").warning("something is wrong")
+    assert [line["message"] for line in lines(tmp_path)] == ["something is wrong"]
+    assert (logging.getLogger().level, logging.getLogger("watchroom").level) == levels
+
+
 @given(text=st.text(st.characters(codec=None, categories=None), max_size=100))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_one_clean_line(tmp_path: Path, text: str) -> None:
