@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from msgspec.structs import replace
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter, NoColor
@@ -400,7 +401,7 @@ class WatchroomApp(App[str]):
             self.swarm_screen.table.forget(start)
             return
         self.view.watch_job(job)
-        if (key := ("rows", (job, start))) not in self._asking:
+        if (key := ("rows", (job, start, self.view.reset))) not in self._asking:
             swarm = self.view.state.swarm
             self._ask(key, GetJobRows(swarm=swarm, job=job, start=start, limit=PAGE), start)
 
@@ -422,6 +423,11 @@ class WatchroomApp(App[str]):
                 self.view.load_transcript(request.thread, page)
             elif isinstance(page, JobRowsPage) and isinstance(request, GetJobRows):
                 self.view.load_job_rows(request.job, page)
+                got = len(page.rows)
+                if page.more and 0 < got < request.limit:
+                    # Large rows: the page holds fewer than were asked for.
+                    rest = replace(request, start=request.start + got, limit=request.limit - got)
+                    self._ask(("rows", (request.job, rest.start, reset)), rest, start)
         except ClientError as failed:
             if isinstance(request, GetJobRows):
                 self.swarm_screen.table.forget(start)

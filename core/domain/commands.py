@@ -197,7 +197,8 @@ class TranscriptPage(msgspec.Struct, frozen=True, kw_only=True, tag="transcript_
     events: tuple[AnyEvent, ...]
     seq: int
     more: bool
-    """Whether there are older events before the first (asked with `after`: newer ones behind the last)."""
+    """Whether there are older events before the first (asked with `after`: newer ones behind the last). A
+    page may be shorter than its limit because it is large."""
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,10 +217,13 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobRowsPage(msgspec.Struct, frozen=True, kw_only=True, tag="job_rows_page"):
+    """`more`: there are rows behind the last; a page may be shorter than its limit because it is large."""
+
     rows: tuple[JobRow, ...]
     total: int
     seq: int
     job: JobState | None = None
+    more: bool = False
 
 
 class GetTranscript(msgspec.Struct, frozen=True, kw_only=True, tag="get_transcript"):
@@ -275,6 +279,8 @@ class EventsPage(msgspec.Struct, frozen=True, kw_only=True, tag="events_page"):
     events: tuple[AnyEvent, ...]
     seq: int
     """The newest seq of the swarm when this was read."""
+    more: bool = False
+    """Whether more events fit the question: a page is bounded in events and in bytes."""
 
 
 PageRequest = GetTranscript | GetJobRows | GetEvents | GetAgents

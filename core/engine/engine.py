@@ -458,18 +458,22 @@ class Engine:
                         agent=request.agent,
                     )
                 case c.GetJobRows():
-                    state = self.state(request.swarm)
-                    rows = await self.store.jobs.page(request.job, request.start, request.limit)
-                    job = state.jobs.get(request.job)
-                    return c.JobRowsPage(
-                        rows=tuple(rows), total=job.total if job else len(rows), seq=state.seq, job=job
-                    )
+                    return await self._job_rows(request)
                 case c.GetAgents():
                     return agents_page(self.state(request.swarm), request)
         except (NotFound, StoreError) as error:
             raise EngineError(str(error)) from error
         except KeyError:
             raise EngineError(f"this engine runs no swarm {clean_line(request.swarm)}") from None
+
+    async def _job_rows(self, request: c.GetJobRows) -> c.JobRowsPage:
+        state = self.state(request.swarm)
+        job = state.jobs.get(request.job)
+        if job is None:
+            raise NotFound(f"there is no job {clean_line(request.job)} in swarm {request.swarm}")
+        seq = state.seq  # read before the rows: what is committed meanwhile is told again by the feed
+        rows, more = await self.store.jobs.page(request.job, request.start, request.limit)
+        return c.JobRowsPage(rows=tuple(rows), total=job.total, seq=seq, job=job, more=more)
 
     def _committed(self, swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
         if (found := self._hosted.get(swarm)) is not None:

@@ -105,6 +105,26 @@ class Db:
     async def all(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
         return list(await self._connection.execute_fetchall(sql, args))
 
+    async def upto(self, size: int, sql: str, args: Sequence[Any] = ()) -> tuple[list[Row], bool]:
+        """The first rows of a query that hold `size` characters of text together, at least one; and whether
+        there are more. What does not fit is not read."""
+        rows: list[Row] = []
+        more = False
+
+        def work(connection: sqlite3.Connection) -> None:
+            nonlocal more
+            cursor, left = connection.execute(sql, args), size
+            for row in cursor:
+                left -= sum(len(cell) for cell in row if isinstance(cell, str))
+                if rows and left < 0:
+                    more = True
+                    break
+                rows.append(row)
+            cursor.close()
+
+        await self._connection.in_one_trip(work)
+        return rows, more
+
     async def one(self, sql: str, args: Sequence[Any] = ()) -> Row | None:
         rows = await self.all(sql, args)
         return rows[0] if rows else None

@@ -100,6 +100,11 @@ _PAGE_FIELDS = (
 )
 
 
+ROWS_AT_ONCE = 200
+MAX_ROW = 2**53
+"""More than any job has, and what a column can hold."""
+
+
 class JobInput(NamedTuple):
     """One row on its way into a job: its values in the order of the headers."""
 
@@ -424,10 +429,16 @@ class JobStore:
         found: list[str] = json.loads(rows[0][0])
         return found
 
-    async def page(self, job: str, start: int, limit: int) -> list[JobRow]:
-        """At most `limit` rows from row_index `start` on, in input order."""
-        found = await self._reader.all(_PAGE, (job, start, max(limit, 0)))
-        return [JobRow(**dict(zip(_PAGE_FIELDS, row, strict=False)), label=_label(row[-1])) for row in found]
+    async def page(self, job: str, start: int, limit: int) -> tuple[list[JobRow], bool]:
+        """At most `limit` rows from row_index `start` on, in input order, fewer if they are large; and
+        whether there are more behind them."""
+        found, more = await self._reader.page(_PAGE, (job, min(max(start, 0), MAX_ROW)), limit)
+        rows: list[JobRow] = []
+        for row in found:
+            rows.append(JobRow(**dict(zip(_PAGE_FIELDS, row, strict=False)), label=_label(row[-1])))
+            if len(rows) % ROWS_AT_ONCE == 0:
+                await self._store.clock.sleep(0)  # everybody else's turn
+        return rows, more
 
     async def rows(self, job: str) -> AsyncIterator[StoredRow]:
         """Every row in input order, paged by key: a job of any length is never in memory whole."""
@@ -481,5 +492,5 @@ def _why_not(db: Transaction, job: str, item: str, worker: str) -> str:
 
 
 def _label(values: str) -> str:
-    cells = [clean_line(value[:LABEL_CHARS]) for value in json.loads(values) if value.strip()]
-    return shorten(" · ".join(cells[:LABEL_CELLS]), LABEL_CHARS)
+    cells = islice((value for value in json.loads(values) if value.strip()), LABEL_CELLS)
+    return shorten(" · ".join(clean_line(value[:LABEL_CHARS]) for value in cells), LABEL_CHARS)

@@ -29,7 +29,13 @@ from core.view.transcript import Transcript
 log = logging.getLogger("watchroom.store")
 SHOWN_FAILURES = 5
 PAGE_LIMIT = 5000
-"""Events that one page may hold."""
+"""Entries that one page may hold."""
+PAGE_SIZE = 2 * 1024 * 1024
+"""The same in characters; an entry that is larger is a page alone."""
+SLICE = 256 * 1024
+"""Characters that are decoded before the loop has its turn: about a millisecond."""
+EVENT_COST = 256
+"""What an event costs to decode beside its characters, in characters."""
 SHOWN_NAMES = 5
 
 _SESSIONS = f"""SELECT {SWARMS.columns},
@@ -51,6 +57,7 @@ class Reader:
         self._db = db
         self._clock = clock
         self._turn = asyncio.Lock()
+        self._decoding = asyncio.Lock()
 
     @classmethod
     def open(cls, home: Path, *, clock: Clock | None = None) -> _Opening:
@@ -114,6 +121,19 @@ class Reader:
                 return await self._db.all(sql, args)
             except sqlite3.Error as error:
                 raise StoreError(sentence(error, f"the store in {self._home} cannot be read")) from error
+
+    async def page(self, sql: str, args: Sequence[Any], limit: int) -> tuple[list[Row], bool]:
+        """At most `limit` rows of a query that ends with `LIMIT ?`, within the bounds of a page; and whether
+        there are more. Raises StoreError."""
+        limit = max(1, min(limit, PAGE_LIMIT))
+        async with self._turn:
+            if self._db is None:
+                return [], False
+            try:
+                rows, more = await self._db.upto(PAGE_SIZE, sql, (*args, limit + 1))
+            except sqlite3.Error as error:
+                raise StoreError(sentence(error, f"the store in {self._home} cannot be read")) from error
+        return rows[:limit], more or len(rows) > limit
 
     async def exists(self, swarm: str) -> bool:
         return bool(await self.all("SELECT 1 FROM swarms WHERE swarm = ?", (swarm,)))
@@ -215,20 +235,19 @@ class Reader:
         after: int | None = None,
     ) -> TranscriptPage:
         """The newest `limit` transcript events of an agent with seq < `before`; with `after` the oldest with
-        seq > `after`. Raises NotFound."""
-        limit = max(1, min(limit, PAGE_LIMIT))
+        seq > `after`. Fewer if they are large; `more` tells. Raises NotFound."""
         seq = await self._seq(swarm)
         if not await self.all("SELECT 1 FROM agents WHERE thread = ? AND swarm = ?", (thread, swarm)):
             raise NotFound(f"there is no agent {thread} in swarm {swarm}")
         order = "DESC" if after is None else "ASC"
-        rows = await self.all(
+        rows, more = await self.page(
             "SELECT body, seq, at, type FROM events WHERE agent = ? AND shown = 1 AND swarm = ? AND seq < ?"
             f" AND seq > ? ORDER BY seq {order} LIMIT ?",
-            (thread, swarm, seq + 1 if before is None else min(before, seq + 1), after or 0, limit + 1),
+            (thread, swarm, *_between(before, after or 0, seq)),
+            limit,
         )
-        more = len(rows) > limit
-        kept = rows[:limit] if after is not None else rows[:limit][::-1]
-        return TranscriptPage(events=_decode(kept, thread)[0], seq=seq, more=more)
+        events = await self._decoded(rows if after is not None else rows[::-1], thread)
+        return TranscriptPage(events=events, seq=seq, more=more)
 
     async def events(
         self,
@@ -240,22 +259,34 @@ class Reader:
         agent: str | None = None,
     ) -> EventsPage:
         """Events of a swarm with seq > `after`, oldest first; with `before` the newest `limit` below it,
-        oldest first too; of one `agent` if it is given. Raises NotFound."""
+        oldest first too; of one `agent` if it is given. Fewer if they are large; `more` tells. Raises
+        NotFound."""
         seq = await self._seq(swarm)
         only = "" if agent is None else " AND agent = ?"
         order = "ASC" if before is None else "DESC"
-        rows = await self.all(
-            f"SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq > ? AND seq < ?{only}"
+        rows, more = await self.page(
+            f"SELECT body, seq, at, type FROM events WHERE swarm = ? AND seq < ? AND seq > ?{only}"
             f" ORDER BY seq {order} LIMIT ?",
-            (
-                swarm,
-                after,
-                seq + 1 if before is None else min(before, seq + 1),
-                *(() if agent is None else (agent,)),
-                max(1, min(limit, PAGE_LIMIT)),
-            ),
+            (swarm, *_between(before, after, seq), *(() if agent is None else (agent,))),
+            limit,
         )
-        return EventsPage(events=_decode(rows if before is None else rows[::-1], None)[0], seq=seq)
+        events = await self._decoded(rows if before is None else rows[::-1], None)
+        return EventsPage(events=events, seq=seq, more=more)
+
+    async def _decoded(self, rows: Sequence[Row], thread: str | None) -> tuple[e.AnyEvent, ...]:
+        """`_decode` in slices, the loop's turn between them; pages take turns, however many are asked for."""
+        events: list[e.AnyEvent] = []
+        first = 0
+        async with self._decoding:
+            while first < len(rows):
+                end, left = first, SLICE
+                while end < len(rows) and left > 0:
+                    left -= len(rows[end][0]) + EVENT_COST
+                    end += 1
+                events += _decode(rows[first:end], thread)[0]
+                first = end
+                await self._clock.sleep(0)
+        return tuple(events)
 
     async def _seq(self, swarm: str) -> int:
         """Read before the events: what is committed later is left out, so a page is true for one moment."""
@@ -355,6 +386,11 @@ def _decode(rows: Sequence[Row], thread: str | None) -> tuple[tuple[e.AnyEvent, 
             notice = e.Notice(seq=seq, agent=thread, text=text, level=level)
             events.append(msgspec.structs.replace(notice, at=datetime.fromisoformat(at)))
     return tuple(events), damaged
+
+
+def _between(before: int | None, after: int, seq: int) -> tuple[int, int]:
+    """The seqs below and above which a page may not be; a number that no column can hold is the nearest."""
+    return min(seq + 1 if before is None else max(before, 0), seq + 1), min(max(after, 0), seq)
 
 
 def _asked(ref: str, what: str, *, lower: bool = True) -> str:

@@ -60,6 +60,9 @@ class FakeClient:
         """What every command raises instead of a reply."""
         self.closed = False
         self.page_error: str | None = None
+        self.gate = asyncio.Event()
+        """Pages take until it is set."""
+        self.gate.set()
         self._feeds: list[asyncio.Queue[FeedItem | ClientError | None]] = []
 
     # --- the Client interface ------------------------------------------------------------------------------
@@ -92,9 +95,13 @@ class FakeClient:
         if self.page_error is not None:
             raise ClientError(self.page_error)
         if isinstance(request, GetJobRows):
-            rows = self.rows[request.start : request.start + request.limit]
-            return JobRowsPage(rows=tuple(rows), total=len(self.rows), seq=self.seq)
-        return self._transcript(request)
+            end = request.start + min(request.limit, self.page_limit or request.limit)
+            rows, more = tuple(self.rows[request.start : end]), end < len(self.rows)
+            page: Page = JobRowsPage(rows=rows, total=len(self.rows), seq=self.seq, more=more)
+        else:
+            page = self._transcript(request)
+        await self.gate.wait()
+        return page
 
     async def aclose(self) -> None:
         self.closed = True

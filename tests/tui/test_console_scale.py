@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from core.domain import events as e
-from core.domain.commands import GetJobRows, JobRow
+from core.domain.commands import GetJobRows, JobRow, Lagged
 from tests.tui.fake_client import FakeClient
 from tests.tui.stage import ready, screen_text, stage
 from tests.tui.story import JOB, Story, thread
@@ -60,8 +62,7 @@ async def test_a_crowd_is_binned_in_the_roll_call_by_its_worst_state() -> None:
         assert app.swarm_screen.selected == failing
 
 
-async def test_a_hundred_thousand_rows_are_asked_for_by_page() -> None:
-    total = 100_000
+def big_job(total: int, **options: Any) -> FakeClient:
     story = Story()
     story.start()
     root = story.spawn("root", None, "map", 0)
@@ -79,7 +80,12 @@ async def test_a_hundred_thousand_rows_are_asked_for_by_page() -> None:
     story.add(created)
     story.add(e.JobStarted(job=JOB, concurrency=16))
     rows = [JobRow(item=str(i), row_index=i, status="pending", label=f"row-{i}") for i in range(total)]
-    client = FakeClient(story.events, rows=rows)
+    return FakeClient(story.events, rows=rows, **options)
+
+
+async def test_a_hundred_thousand_rows_are_asked_for_by_page() -> None:
+    total = 100_000
+    client = big_job(total)
     app = stage(client)
     async with app.run_test(size=(160, 45)) as pilot:
         await ready(pilot)
@@ -90,6 +96,39 @@ async def test_a_hundred_thousand_rows_are_asked_for_by_page() -> None:
         asked = [request for request in client.pages if isinstance(request, GetJobRows)]
         assert [request.start for request in asked] == [0, total - PAGE]
         assert app.swarm_screen.table.rows_rendered < 1_000
+
+
+async def test_a_page_that_is_short_because_its_rows_are_large_is_asked_for_to_its_end() -> None:
+    client = big_job(1_000, page_limit=70)
+    app = stage(client)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await ready(pilot)
+        assert sorted(app.view.job_rows[JOB].rows) == list(range(PAGE)), "what was looked at, and no more"
+        await pilot.press("J", "G")
+        await ready(pilot)
+        assert "row-999" in screen_text(app)
+
+
+async def test_rows_that_a_new_snapshot_overtakes_are_asked_for_again() -> None:
+    client = big_job(30)
+    app = stage(client)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await ready(pilot)
+        for held in (True, False):
+            # The second snapshot comes while the rows that the first one made necessary are on their way.
+            if held:
+                client.gate.clear()
+            before, asked = app.view.reset, len(client.pages)
+            client.feed(Lagged())
+            client.feed(client.snapshot())
+            while app.view.reset == before or (held and len(client.pages) < asked + 2):
+                await pilot.pause()
+        for _ in range(10):
+            await pilot.pause()
+        client.gate.set()
+        await ready(pilot)
+        assert "row-0" in screen_text(app)
+        assert len(app.view.job_rows[JOB].rows) == 30
 
 
 async def test_a_megabyte_on_one_line_is_cut_and_the_rest_is_counted() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from core.domain.apply import apply
 from core.domain.state import SwarmState
 from core.view.swarm import SwarmView
 from tests.core.agents.scenarios import scenario, step
-from tests.core.channel.wire import SWARM, Stage, remote_engine, staged, until
+from tests.core.channel.wire import SWARM, Stage, remote_engine, staged, until, wired
 from tests.core.harness import settings_for, swarm
 
 HELLO = scenario({"/root": [step(text="hello"), step(text="hello again")]})
@@ -261,6 +262,7 @@ async def test_a_page_of_what_is_not_there_is_one_sentence(opens: Opens, tmp_pat
             c.GetEvents(swarm="nope"),
             c.GetAgents(swarm="\x1b[2Jnope"),
             c.GetJobRows(swarm="nope", job="j"),
+            c.GetJobRows(swarm=watched.swarm, job="j"),
         ):
             with pytest.raises(ClientError) as caught:
                 await client.page(request)
@@ -276,7 +278,29 @@ async def test_job_rows_come_in_pages(opens: Opens, tmp_path: Path) -> None:
         request = c.GetJobRows(swarm=reply.value["swarm"], job=reply.value["job"], start=1, limit=1)
         page = await client.page(request)
         assert isinstance(page, c.JobRowsPage)
-        assert (page.total, [row.row_index for row in page.rows]) == (3, [1])
+        assert (page.total, [row.row_index for row in page.rows], page.more) == (3, [1], True)
+
+
+async def test_a_page_of_rows_is_not_newer_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed while the rows are read comes by the feed; a later seq would have it ignored."""
+    (settings := settings_for(tmp_path, HANG)).cwd.joinpath("rows.csv").write_text("name\na\n")
+    async with wired(settings) as wire:
+        reply = await wire.local.send(c.RunJob(input_path="rows.csv", instruction="{name}"))
+        swarm, store = reply.value["swarm"], wire.engine.store
+        read, seqs = store.jobs.page, []
+
+        async def slow(*asked: Any) -> Any:
+            found = await read(*asked)
+            seqs.append(store.state(swarm).seq)
+            await store.append(swarm, [e.Notice(text="meanwhile")])
+            return found
+
+        monkeypatch.setattr(store.jobs, "page", slow)
+        page = await wire.local.page(c.GetJobRows(swarm=swarm, job=reply.value["job"]))
+        assert isinstance(page, c.JobRowsPage)
+        assert page.seq <= seqs[0]
 
 
 # --- who it is ---------------------------------------------------------------------------------------------

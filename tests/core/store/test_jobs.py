@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from core.domain import events as e
 from core.store import jobs as jobs_module
+from core.store import readers
 from core.store.jobs import JobInput
 from core.store.store import Store, StoreError
 from tests.clock import FakeClock
@@ -81,10 +82,31 @@ async def test_a_job_from_start_to_end(tmp_path: Path) -> None:
         ]
         assert rows[0].reported_at is not None
         assert rows[1].reported_at is None
-        page = await jobs.page(JOB, 1, 1)
+        page, more = await jobs.page(JOB, 1, 1)
         assert [(row.item, row.status, row.attempt, row.label) for row in page] == [
             ("row-1", "failed", 1, "file1.py")
         ]
+        assert more, "there is a row behind it"
+
+
+async def test_pages_of_rows_are_bounded_by_size_and_nothing_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PAGE_SIZE", 1000)
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        rows = [
+            JobInput(f"row-{n}", None, n, ["x" * size]) for n, size in enumerate([5, 600, 600, 3000, 5, 5])
+        ]
+        await store.jobs.create(swarm, created(root, 6), ["text"], rows, None, False)
+        seen: list[list[int]] = []
+        more = True
+        while more:
+            page, more = await store.jobs.page(JOB, sum(map(len, seen)), 100)
+            seen.append([row.row_index for row in page])
+        assert seen == [[0, 1], [2], [3], [4, 5]]
+        for start, limit in ((2**63, 1), (0, 2**63), (-(2**63), -1)):
+            await store.jobs.page(JOB, start, limit)
 
 
 async def test_the_first_end_stands(tmp_path: Path) -> None:
@@ -157,7 +179,8 @@ async def test_long_jobs_are_written_and_read_in_pieces(
         rows = [row async for row in store.jobs.rows(JOB)]
         assert [row.row_index for row in rows] == list(range(40))
         assert rows[39].values == ["file39.py", ""]
-        assert [row.row_index for row in await store.jobs.page(JOB, 35, 100)] == list(range(35, 40))
+        rows, more = await store.jobs.page(JOB, 35, 100)
+        assert ([row.row_index for row in rows], more) == (list(range(35, 40)), False)
 
 
 async def test_secrets_in_rows_results_and_errors_are_not_stored(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 
 from core.domain import events as e
 from core.domain.status import Usage, Wait
-from core.store.connection import FILE_NAME
+from core.store import readers
+from core.store.connection import FILE_NAME, Row
 from core.store.errors import NotFound, StoreError
 from core.store.jobs import JobInput
 from core.store.readers import Reader
@@ -431,6 +434,89 @@ def test_pages_put_together_are_the_whole_transcript(events: list[e.Event], limi
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder)))
+
+
+async def test_pages_are_bounded_by_size_and_nothing_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PAGE_SIZE", 4000)
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        sizes = [10, 1500, 1500, 9000, 10, 9000, 10, 10, 2500]
+        texts = [f"{n}" * size for n, size in enumerate(sizes)]
+        for text in texts:
+            await store.append(swarm, [e.AssistantMessage(agent=root, text=text)])
+        reader, last = store.reader, store.state(swarm).seq
+        up: list[e.AnyEvent] = []
+        lengths = []
+        while True:
+            page = await reader.events(swarm, up[-1].seq if up else 0, 100)
+            up += page.events
+            lengths.append(len(page.events))
+            if not page.more:
+                break
+        assert [event.seq for event in up] == list(range(1, last + 1))
+        assert 1 in lengths, "what is larger than a page is one alone"
+        assert len(lengths) > 4
+        down: list[e.AnyEvent] = []
+        while True:
+            page = await reader.events(swarm, limit=100, before=down[0].seq if down else last + 1)
+            down[:0] = page.events
+            if not page.more:
+                break
+        assert down == up
+        older = [await reader.transcript(swarm, root)]
+        while older[0].more:
+            older.insert(0, await reader.transcript(swarm, root, older[0].events[0].seq))
+        newer = [await reader.transcript(swarm, root, after=0, limit=100)]
+        while newer[-1].more:
+            newer.append(await reader.transcript(swarm, root, after=newer[-1].events[-1].seq, limit=100))
+        for pages in (older, newer):
+            shown = [ev.text for page in pages for ev in page.events if isinstance(ev, e.AssistantMessage)]
+            assert shown == texts
+            assert all(len(page.events) == 1 or len(e.encode(page.events[0])) < 4000 for page in pages)
+
+
+async def test_numbers_that_no_column_holds_are_the_nearest_that_one_does(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        whole = await store.reader.events(swarm)
+        for huge in (2**63, 2**200):
+            assert await store.reader.events(swarm, before=huge, limit=huge) == whole
+            assert (await store.reader.events(swarm, after=huge)).events == ()
+            assert await store.reader.events(swarm, after=-huge) == whole
+            assert (await store.reader.events(swarm, before=-huge)).events == ()
+            assert (await store.reader.transcript(swarm, root, before=-huge, limit=-huge)).events == ()
+
+
+async def test_a_large_page_lets_the_loop_go_on(tmp_path: Path) -> None:
+    """However many pages are read at once, one slice of one of them is decoded between two turns."""
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        await store.append(swarm, [e.AssistantMessage(agent=root, text="x" * 300)] * 5000)
+        decoded: list[int] = []
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        def note(rows: Sequence[Row], thread: str | None) -> Any:
+            decoded.append(turns)
+            assert len(rows) < 1000
+            return decode(rows, thread)
+
+        decode = readers._decode
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(readers, "_decode", note)
+            running = asyncio.create_task(others())
+            pages = await asyncio.gather(*[store.reader.events(swarm, limit=5000) for _ in range(3)])
+            running.cancel()
+        assert all(len(page.events) > 2000 for page in pages)
+        assert len(decoded) > 10
+        assert len(set(decoded)) == len(decoded), "never two slices in one turn"
 
 
 async def test_transcripts_and_pages_use_their_indexes(tmp_path: Path) -> None:
