@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -88,6 +90,59 @@ def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
     assert all(path.stat().st_size <= logfile.MOST_BYTES for path in files)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
     assert lines(tmp_path)[-1]["message"].startswith("299 ")
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    room = [10**9]
+    write = os.write
+
+    def short(fd: int, data: bytes) -> int:
+        """A disk with so much room; like the real one it takes a part, then nothing."""
+        if room[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(fd, data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(os, "write", short)
+    with logfile.logging_to(tmp_path) as file:
+        log.info("first")
+        room[0] = 20
+        log.info("torn")
+        log.info("lost")
+        file.handle(logging.LogRecord("watchroom", logging.INFO, "", 0, "%d fits not", ("x",), None))
+        room[0] = 10**9
+        log.info("after")
+        log.info("and on")
+        room[0] = 0
+    texts = (tmp_path / logfile.NAME).read_text().splitlines()
+    assert len(texts) == 4
+    assert len(texts[1]) == 20
+    said = [json.loads(text)["message"] for text in (texts[0], *texts[2:])]
+    assert said == ["first", "after (3 lines before this are lost)", "and on"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_two_engines_may_share_the_folder(tmp_path: Path) -> None:
+    """Also when one of them begins a new file while the other writes on."""
+    one, two = (logfile.LogFile(tmp_path / logfile.NAME, lambda text: text) for _ in range(2))
+    for number in range(100):
+        for name, file in (("one", one), ("two", two)):
+            said = f"{name} {number} {'x' * 15_000}"
+            file.handle(logging.LogRecord("watchroom", logging.INFO, "", 0, said, (), None))
+    one.close()
+    two.close()
+    files = sorted(tmp_path.iterdir(), reverse=True)
+    assert len(files) == 1 + logfile.OLD_FILES
+    assert all(path.stat().st_size <= logfile.MOST_BYTES for path in files)
+    kept = [
+        json.loads(line)["message"].split()[:2] for path in files for line in path.read_text().splitlines()
+    ]
+    written = [[name, str(number)] for number in range(100) for name in ("one", "two")]
+    assert kept == written[-len(kept) :]  # only the oldest are gone
+    assert len(kept) > 130
 
 
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
