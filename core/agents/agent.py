@@ -315,11 +315,13 @@ class Agent:
         if error is None:
             end = task.result()
             done = e.TurnCompleted(agent=self.thread, turn=turn, message=end.message, seconds=seconds)
-            await self.swarm.append([*end.events, done, *self._tell_parent(end.message or "")])
-            return
-        if isinstance(error, StoreError):
-            raise error
-        if isinstance(error, ModelError | HistoryError):
+            try:
+                await self.swarm.append([*end.events, done, *self._tell_parent(end.message or "")])
+                return
+            except StoreError as unwritten:
+                error = unwritten
+        if isinstance(error, ModelError | HistoryError | StoreError):
+            # One event that could not be written fails its turn; a store that is lost refuses this too.
             text = str(error)
         else:
             log.error("turn of %s failed", self.path, exc_info=error)

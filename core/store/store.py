@@ -122,7 +122,7 @@ class Store:
         """Give a swarm up, after everything that was appended to it is on disk."""
         if swarm in self._locks:
             if not self.failed.done():
-                await self.append(swarm, [])
+                await self._writer.submit(swarm, None, [], last=True)
             self._writer.swarms.pop(swarm, None)
             self._locks.pop(swarm).release()
 

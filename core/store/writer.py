@@ -40,10 +40,12 @@ BUSY_TRIES = 6
 
 
 class _Request:
-    def __init__(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event]) -> None:
+    def __init__(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event], last: bool) -> None:
         self.swarm = swarm
         self.op = op
         self.events = events
+        self.last = last
+        """With this the swarm is given up."""
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.stamped: list[tuple[e.AnyEvent, str]] = []
         self.value: Any = None
@@ -88,12 +90,15 @@ class Writer:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="store writer")
 
-    async def submit(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event]) -> Any:
+    async def submit(
+        self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event], *, last: bool = False
+    ) -> Any:
         """Queue one atomic piece of work and wait until it is on disk. Raises StoreError, or what `op`
-        raised. A caller that is cancelled after this has queued does not undo it.
+        raised. A caller that is cancelled after this has queued does not undo it. `last`: the swarm is given
+        up with it; what is written later is refused.
         """
         self._check(swarm)
-        request = _Request(swarm, op, events)
+        request = _Request(swarm, op, events, last)
         await self._queue.put(request)
         if self._stopped is not None:
             # It waited for room while the writer ended. Emptying the queue lets the next one in.
@@ -183,6 +188,9 @@ class Writer:
         for swarm, (events, bodies) in committed.items():
             self._tell(swarm, events, bodies)
         for request in batch:
+            if request.last:
+                # Between two batches: none is folded into a swarm that went while it was written.
+                self.swarms.pop(request.swarm, None)
             request.settle()
 
     async def _patiently(self, begin: Callable[[], Awaitable[object]]) -> None:
@@ -246,11 +254,11 @@ class Writer:
         stamped: list[tuple[e.AnyEvent, str]] = []
         for event in events:
             seq += 1
-            clean = redact_struct(event, self._redact)
-            whole: Any = replace(clean, seq=seq, at=head.at, swarm=request.swarm)
             try:
+                clean = redact_struct(event, self._redact)
+                whole: Any = replace(clean, seq=seq, at=head.at, swarm=request.swarm)
                 stamped.append((whole, e.encode(whole).decode()))
-            except (ValueError, OverflowError, TypeError) as error:
+            except (ValueError, OverflowError, TypeError, RecursionError) as error:
                 problem = StoreError(f"an event of type {e.type_name(event)} cannot be written: {error}")
                 raise _Refused(problem) from error
         head.seq = seq

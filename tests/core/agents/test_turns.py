@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
+import core.agents.turn
+import core.engine.models
 from core.domain import events as e
 from core.domain.commands import Interrupt, SendInput
 from core.domain.status import Usage
 from core.tools.base import MAX_OUTPUT_CHARS, Tool, ToolContext, ToolOutput
 from tests.clock import FakeClock, settle
-from tests.core.agents.scenarios import call, step
+from tests.core.agents.scenarios import call, scenario, step
 from tests.core.agents.stage import WAIT, Number, Stage, Tick, outputs, passes
 from tests.core.agents.test_races import world
-from tests.core.harness import Watched
+from tests.core.harness import Watched, engine, settings_for, swarm
+from tests.core.models.fake import Server, done, final, message, sse, stream
 
 RETRYING = ("rate_limit", "retry")
 
@@ -529,3 +532,42 @@ async def test_tokens_add_up_per_agent_and_for_the_swarm(
     child = watched.at("/root/a").tokens
     assert child is not None
     assert child.reasoning > 0
+
+
+# --- what cannot be kept ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose first answer nests deeper than a fold gets through."""
+    deep: dict[str, Any] = {}
+    for _ in range(600):
+        deep = {"a": deep}
+    thought = {"type": "reasoning", "summary": [{"text": "hm"}], "encrypted_content": "x", "more": deep}
+    answers = sse(done(thought), done(message("fine"), 1), final()), sse(done(message("again")), final())
+    server = Server(*(stream(answer) for answer in answers))
+    monkeypatch.setattr(core.engine.models, "ScriptedTransport", lambda *_: server)
+
+
+async def test_a_reasoning_item_that_nests_too_deep_is_not_sent_back(
+    tmp_path: Path, deep_thought: None
+) -> None:
+    settings = settings_for(tmp_path, scenario({"/root": []}), sandbox="off")
+    async with engine(settings) as client, swarm(client, "go") as watched:
+        await watched.quiet()
+    assert watched.at("/root").status == "completed"
+    [kept] = watched.of(e.Reasoning)
+    assert (kept.summary, kept.item) == ("hm", None)
+
+
+async def test_an_event_that_cannot_be_written_fails_its_turn_alone(
+    tmp_path: Path, deep_thought: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core.agents.turn, "_shallow", lambda *_: True)
+    settings = settings_for(tmp_path, scenario({"/root": []}), sandbox="off")
+    async with engine(settings) as client, swarm(client, "go") as watched:
+        await watched.until(lambda s: watched.at("/root").status == "errored")
+        assert "type reasoning cannot be written" in watched.at("/root").status_message
+        reply = await client.send(SendInput(swarm=watched.swarm, thread=watched.root, text="go on"))
+        assert reply.ok
+        await watched.until(lambda s: watched.at("/root").status == "completed")

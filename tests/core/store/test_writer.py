@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -288,3 +289,53 @@ async def test_a_store_that_stays_busy_is_given_up_in_words(
         other.execute("ROLLBACK")
         other.close()
     assert "another process is writing" in caplog.text
+
+
+async def test_what_nests_too_deep_is_refused_alone(tmp_path: Path) -> None:
+    deep: dict[str, object] = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        results = await asyncio.gather(
+            store.append(swarm, [e.Reasoning(agent=root, item=deep)]),
+            store.append(swarm, [say(root, "kept")]),
+            return_exceptions=True,
+        )
+        assert "type reasoning cannot be written" in str(results[0])
+        assert not isinstance(results[1], BaseException)
+        assert not store.failed.done()
+
+
+async def test_a_swarm_that_is_given_up_while_others_write_takes_nothing_more(tmp_path: Path) -> None:
+    """The writer's thread is in the middle of a batch when the owner's own task goes on."""
+    stamping, released = threading.Event(), threading.Event()
+
+    class Slow(FakeClock):
+        def now(self) -> datetime:
+            if threading.current_thread() is not threading.main_thread():
+                stamping.set()
+                released.wait(5)
+            return super().now()
+
+    def nothing(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+        return None, []
+
+    async with opened(tmp_path, clock=Slow()) as store:
+        swarm, [root] = await new_swarm(store)
+        other, _ = await new_swarm(store)
+        earlier = asyncio.create_task(store.append(swarm, [say(root, "earlier")]))
+        giving_up = asyncio.create_task(store.release(swarm))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # these two are being written
+        late = asyncio.create_task(store.append(swarm, [say(root, "late")]))
+        beside = asyncio.create_task(store.transact(other, nothing))
+        await giving_up
+        assert (await earlier)[0].seq == 4
+        await asyncio.to_thread(stamping.wait, 5)
+        released.set()
+        with pytest.raises(StoreError, match="given up"):
+            await late
+        await beside
+        assert not store.failed.done()
+        await store.reopen(swarm)
