@@ -177,7 +177,7 @@ def _failed(error: Exception, json: bool) -> int:
     else:
         code = "gone" if isinstance(error, EngineGone) else "error"
     message = clean_line(str(error))
-    if code == "busy" and not message.startswith("busy"):
+    if code == "busy" and "busy" not in message:
         message = f"busy: {message}"
     if json:
         reading.print_json({"error": {"code": code, "message": message}})

@@ -143,20 +143,21 @@ class Stopped:
 
 def stop(args: Namespace) -> int:
     settings = setup.settings_of(args, asks_model=False)
-    record = directory.background(settings.home)
-    if record is None:
-        return _none(settings.home, args.json)
-    stopped = Stopped(record.pid)
-    if code := signals.run(lambda: _ask(record, stopped, SystemClock())):
-        return code
-    if stopped.how != "asked":
-        _signal(settings.home, record, stopped.why)
-    if not _gone(settings.home):
-        raise exits.Quit(
-            exits.ERROR,
-            f"the engine (process {record.pid}) was told to stop and still runs after {STOP_SECONDS:g}"
-            f" seconds; kill -9 {record.pid} ends it at once",
-        )
+    with directory.watching(settings.home) as wait:
+        record = directory.background(settings.home)
+        if record is None:
+            return _none(settings.home, wait, args.json)
+        stopped = Stopped(record.pid)
+        if code := signals.run(lambda: _ask(record, stopped, SystemClock())):
+            return code
+        if stopped.how != "asked":
+            _signal(settings.home, record, stopped.why)
+        if not _gone(wait):
+            raise exits.Quit(
+                exits.ERROR,
+                f"the engine (process {record.pid}) was told to stop and still runs after {STOP_SECONDS:g}"
+                f" seconds; kill -9 {record.pid} ends it at once",
+            )
     _tell(stopped, args.json)
     return exits.OK
 
@@ -190,15 +191,25 @@ def _signal(home: Path, record: EngineRecord, why: str) -> None:
     if not record.here:
         where = f"on {record.host} (process {record.pid})"
         raise exits.Quit(exits.ERROR, f"the engine of this home runs {where}: stop it there; here {why}")
-    if record in directory.living(home):
+    if record not in directory.living(home):
+        return
+    try:
         os.kill(record.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return  # it ended by itself just now
+    except PermissionError:
+        raise exits.Quit(
+            exits.ERROR, f"the engine of this home (process {record.pid}) belongs to another user: {why}"
+        ) from None
+    if sys.stderr.isatty():
+        setup.note(f"{why}; process {record.pid} got a signal and has {STOP_SECONDS:g} seconds to end")
 
 
-def _gone(home: Path) -> bool:
+def _gone(wait: Callable[[], None]) -> bool:
     """Wait for the engine's end; False if it takes too long."""
     try:
         with _limit(STOP_SECONDS):
-            directory.wait_until_gone(home)
+            wait()
     except TimeoutError:
         return False
     return True
@@ -220,9 +231,9 @@ def _limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _none(home: Path, as_json: bool) -> int:
+def _none(home: Path, wait: Callable[[], None], as_json: bool) -> int:
     """No background engine is to be found; one that is ending is waited for."""
-    if not _gone(home):
+    if not _gone(wait):
         raise exits.Quit(exits.ERROR, "an engine of this home is starting or ending; try again")
     if as_json:
         reading.print_json({"stopped": False, "pid": None, "how": None, "interrupted": []})

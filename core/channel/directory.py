@@ -13,7 +13,7 @@ import os
 import platform
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from core.domain.commands import EngineInfo
 from core.store.locks import held, take
 from core.store.locks import owner_of as lock_owner
 
+LOCK_NAME = "engine.lock"
 MOST_BYTES = 10_000
 TRIES = 20
 _PROBE_SECONDS = 1.0
@@ -120,7 +121,8 @@ def owner_of(home: Path, swarm: str) -> EngineRecord | None:
 def sweep(home: Path) -> None:
     """Remove the records of engines that are dead, and their sockets. Raises ClientError."""
     for path in [*_files(home, ".json"), *_files(home, ".new")]:
-        with _looking(home), contextlib.suppress(FileNotFoundError):
+        # What another user left in this home is not ours to judge, and hinders nobody.
+        with _looking(home), contextlib.suppress(FileNotFoundError, PermissionError):
             _sweep(path)
 
 
@@ -213,10 +215,14 @@ class Claim:
             self._starting = -1
 
     def close(self) -> None:
-        self.started()
+        """The file goes while it is still locked: who waits for the end of this engine, and who waits to be
+        the next one, do not wait for each other."""
         if self._lock >= 0:
+            with contextlib.suppress(OSError):  # of no use to anybody, and no harm
+                (self._home / LOCK_NAME).unlink()
             os.close(self._lock)
             self._lock = -1
+        self.started()
 
 
 def claim(home: Path) -> Claim | EngineRecord:
@@ -226,39 +232,60 @@ def claim(home: Path) -> Claim | EngineRecord:
         starting = _open(home / "engine.starting")
         try:
             fcntl.flock(starting, fcntl.LOCK_EX)
-            lock = _open(home / "engine.lock")
+            lock = _lock(home)
         except BaseException:
             os.close(starting)
             raise
-        held_by = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held_by = background(home)
-            if held_by is None:  # one that is ending: its record goes first
-                fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise ClientError(f"no engine can be started in {home}: {error.strerror}") from error
-    found = Claim(home, lock, starting)
-    if held_by is not None:
-        found.close()
-        return held_by
-    return found
+    if isinstance(lock, EngineRecord):
+        os.close(starting)
+        return lock
+    return Claim(home, lock, starting)
 
 
-def wait_until_gone(home: Path) -> None:
-    """BLOCKS until the home has no background engine, also none that is ending. A signal handler that raises
-    ends the wait. Raises ClientError."""
+def _lock(home: Path) -> int | EngineRecord:
+    """`engine.lock`, open and ours, or the record of who has it."""
+    path = home / LOCK_NAME
+    while True:
+        lock = _open(path)
+        try:
+            if take(lock, path):
+                return lock
+            if (record := background(home)) is None:
+                # One that is ending, whose record goes first and then this file; or somebody who only waited
+                # for that end.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+        if record is not None:
+            return record
+
+
+@contextlib.contextmanager
+def watching(home: Path) -> Iterator[Callable[[], None]]:
+    """Yields a function that BLOCKS until the engine that has the home at this moment is gone, also if it is
+    ending already; another one may have come by then. A signal handler that raises ends the wait. Raises
+    ClientError."""
     try:
-        fd = os.open(home / "engine.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(home / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
+        yield lambda: None
         return
     except OSError as error:
         raise ClientError(f"the engine of {home} cannot be watched: {error.strerror}") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
+
+
+def wait_until_gone(home: Path) -> None:
+    """BLOCKS until the engine that has the home now is gone. Raises ClientError."""
+    with watching(home) as wait:
+        wait()
 
 
 def _open(path: Path) -> int:

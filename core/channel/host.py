@@ -153,8 +153,11 @@ async def run_background(
             held.started()
             log.info("engine %s listens at %s", hosted.client.engine.engine, hosted.socket)
             ready(hosted.socket)
-            why = await _until_done(hosted, settings.engine.idle_seconds, clock)
-            log.info("the engine ends: %s", why)
+            why = "a signal, or the fault that is told next"
+            try:
+                why = await _until_done(hosted, settings.engine.idle_seconds, clock)
+            finally:
+                log.info("the engine ends: %s", why)
         return why
     finally:
         held.close()

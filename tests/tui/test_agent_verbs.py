@@ -224,8 +224,15 @@ def test_nobody_of_that_name(shell: Shell, running: dict[str, Any], ref: str) ->
     assert "there is no agent" in said or "give the id" in said
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("the engine did not answer", "busy: the engine did not answer"),
+        ("the engine is busy: it says nothing", "the engine is busy: it says nothing"),
+    ],
+)
 def test_an_engine_that_does_not_answer_is_busy_not_absent(
-    shell: Shell, running: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    shell: Shell, running: dict[str, Any], monkeypatch: pytest.MonkeyPatch, told: str, said: str
 ) -> None:
     class Busy:
         async def __aenter__(self) -> Busy:
@@ -235,11 +242,11 @@ def test_an_engine_that_does_not_answer_is_busy_not_absent(
             return None
 
         async def send(self, command: object) -> None:
-            raise EngineBusy("the engine did not answer within 30 s")
+            raise EngineBusy(told)
 
     monkeypatch.setattr("core.channel.launch.engine_of", lambda *args, **kwargs: Busy())
     ran = shell("agent", "close", "/root/audit", "--json")
     assert ran.code == exits.ERROR
     error = json.loads(ran.out)["error"]
-    assert (error["code"], error["message"]) == ("busy", "busy: the engine did not answer within 30 s")
-    assert ran.err == "watchroom: busy: the engine did not answer within 30 s\n"
+    assert (error["code"], error["message"]) == ("busy", said)
+    assert ran.err == f"watchroom: {said}\n"

@@ -253,6 +253,32 @@ def test_one_that_does_not_end_is_said_to_run_still(
     assert signal.getsignal(signal.SIGALRM) is before
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError, exits.ERROR, f"(process {os.getpid()}) belongs to another user: no engine listens"),
+        (ProcessLookupError, exits.OK, "was ended by a signal"),
+    ],
+)
+def test_an_engine_that_takes_no_signal(
+    settings: Settings,
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[OSError],
+    code: int,
+    said: str,
+) -> None:
+    def kill(pid: int, signum: int) -> None:
+        raise error
+
+    announcement = directory.announce(settings.home, homes.record())
+    monkeypatch.setattr(os, "kill", kill)
+    ran = shell("stop")
+    assert ran.code == code
+    assert said in ran.out + ran.err
+    announcement.close()
+
+
 def test_an_engine_of_another_machine_is_not_signalled(
     settings: Settings, shell: Shell, tmp_path: Path
 ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +22,7 @@ from core.channel import directory, sockets
 from core.channel.client import ClientError
 from core.channel.directory import Claim
 from core.store.errors import StoreError
-from core.store.locks import Owner, SwarmLock
+from core.store.locks import Owner, SwarmLock, held
 from tests.core.channel import homes
 
 SWARM = "019a0000-0000-7000-8000-000000000001"
@@ -348,6 +350,67 @@ def test_waiting_for_the_end_of_an_engine(tmp_path: Path) -> None:
     engine.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_who_waits_for_an_end_does_not_wait_for_the_next_engine(tmp_path: Path) -> None:
+    """The next one may be waiting already, and get the home first."""
+    ending = directory.claim(tmp_path)
+    assert isinstance(ending, Claim)
+    ending.started()
+    found: list[object] = []
+    following = threading.Thread(target=lambda: found.append(directory.claim(tmp_path)))
+    with directory.watching(tmp_path) as wait:
+        following.start()
+        following.join(0.1)
+        assert following.is_alive()
+        ending.close()
+        following.join(10)
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(10)
+        assert not waiting.is_alive()
+    (mine,) = found
+    assert isinstance(mine, Claim)
+    assert held(tmp_path / directory.LOCK_NAME)
+    mine.close()
+    assert not (tmp_path / directory.LOCK_NAME).exists()
+
+
+def test_a_lock_file_left_by_a_killed_engine_is_taken(tmp_path: Path) -> None:
+    (tmp_path / directory.LOCK_NAME).touch()
+    directory.wait_until_gone(tmp_path)
+    mine = directory.claim(tmp_path)
+    assert isinstance(mine, Claim)
+    mine.close()
+
+
+def test_an_engine_can_be_watched_in_a_home_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / directory.LOCK_NAME).touch()
+    monkeypatch.setattr(os, "open", reads_only(os.open))
+    directory.wait_until_gone(tmp_path)
+
+
+def test_what_another_user_left_hinders_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    theirs = folder / f"{homes.record().engine}.json"
+    theirs.write_text("{}")
+    monkeypatch.setattr(os, "open", reads_only(os.open))
+    directory.sweep(tmp_path)
+    assert theirs.exists()
+
+
+def reads_only(opened: Callable[..., int]) -> Callable[..., int]:
+    """`os.open` as it is for somebody who may only read; root may do all, so it is told here."""
+
+    def open_(path: object, flags: int, *args: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *args, **named)
+
+    return open_
 
 
 def test_who_asks_for_an_owned_swarm_hears_who_has_it(tmp_path: Path) -> None:
