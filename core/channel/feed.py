@@ -77,6 +77,11 @@ class Feed:
         self._streaming: dict[str, _Text] = {}
         self._closed = False
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody reads it."""
+        return bool(self._readers)
+
     def publish(self, events: Sequence[AnyEvent], bodies: Sequence[str]) -> None:
         """Committed events, in order, and the JSON of each."""
         for piece in _pieces(events, bodies):

@@ -29,6 +29,8 @@ class Hub:
         self._closed = False
         engine.on_events = self._publish
         engine.on_delta = self._publish_delta
+        engine.on_given_up = self._forget
+        engine.watched = self._watched
 
     async def send(self, command: AnyCommand) -> Reply:
         """Carry out a command. One that was accepted is carried out, also when whoever sent it no longer
@@ -57,6 +59,7 @@ class Hub:
     def unsubscribe(self, swarm: str, reader: Reader) -> None:
         if (feed := self._feeds.get(swarm)) is not None:
             feed.unsubscribe(reader)
+            self._engine.touch(swarm)
 
     def changed(self) -> None:
         """Whoever watches whether this engine is still needed looks again."""
@@ -77,6 +80,14 @@ class Hub:
             if self._closed:
                 feed.close()
         return feed
+
+    def _watched(self, swarm: str) -> bool:
+        feed = self._feeds.get(swarm)
+        return feed is not None and feed.watched
+
+    def _forget(self, swarm: str) -> None:
+        if (feed := self._feeds.pop(swarm, None)) is not None:
+            feed.close()
 
     def _publish(self, swarm: str, events: Sequence[AnyEvent], bodies: Sequence[str]) -> None:
         if (feed := self._feed(swarm)) is not None:

@@ -27,6 +27,7 @@ from core.domain.limits import LimitError
 from core.domain.paths import PathError, depth
 from core.domain.state import SwarmState
 from core.engine.models import ModelPool
+from core.engine.pages import agents_page
 from core.engine.resume import take_over
 from core.engine.setup import SetupError, environment_of, settings_of, swarm_config
 from core.engine.workers import JobWorkers
@@ -46,7 +47,6 @@ from core.tools.shell import ExecCommand, ShellPolicy
 log = logging.getLogger("watchroom.engine")
 TITLE_CHARS = 60
 AUTHOR_CHARS = 60
-MAX_AGENTS_PAGE = 5000
 
 
 class EngineError(Exception):
@@ -85,6 +85,11 @@ class Hosted(msgspec.Struct, kw_only=True):
     jobs: JobService
     settings: Settings
     policy: ShellPolicy
+    touched: float
+    """When something happened to it last, on the engine's clock."""
+    over: asyncio.Event
+    """Set when this engine serves it no more."""
+    served: asyncio.Task[None] | None = None
 
 
 class Engine:
@@ -105,6 +110,10 @@ class Engine:
         self.on_events: Callable[[str, Sequence[e.AnyEvent], Sequence[str]], None] = lambda *_: None
         """Called with (swarm, events, their JSON) after each commit, in order."""
         self.on_delta: Callable[[str, c.Delta], None] = lambda swarm, delta: None
+        self.on_given_up: Callable[[str], None] = lambda swarm: None
+        """Called with a swarm that this engine runs no more, though it goes on itself."""
+        self.watched: Callable[[str], bool] = lambda swarm: True
+        """Asked whether somebody follows a swarm."""
         self.changed = asyncio.Event()
         """Set whenever `busy()` may have changed; whoever waits clears it."""
         self.stop_asked = asyncio.Event()
@@ -115,10 +124,11 @@ class Engine:
         self._hosted: dict[str, Hosted] = {}
         self._opening: set[str] = set()
         """Swarms on their way: being resumed."""
-        self._resuming = asyncio.Lock()
+        self._moving = asyncio.Lock()
+        """Held while a swarm of the store comes or goes."""
         self._sandbox: tuple[Sandbox | None, str] | None = None
         self._group: asyncio.TaskGroup | None = None
-        self._stop = asyncio.Event()
+        self._stopping = False
         self._serving_tasks: set[asyncio.Task[None]] = set()
         store.on_commit = self._committed
 
@@ -157,15 +167,19 @@ class Engine:
             raised: BaseException | None = None
             async with asyncio.TaskGroup() as group:
                 engine._group = group
-                watch = group.create_task(engine._watch_store())
+                watches = [
+                    group.create_task(engine._watch_store()),
+                    group.create_task(engine._give_up_quiet()),
+                ]
                 try:
                     yield engine
                 except BaseException as error:
                     # What the body raised is the face's own matter: the swarms end in order first, and it
                     # goes on without a group around it.
                     raised = error
-                engine._stop.set()
-                watch.cancel()
+                engine._stop()
+                for watch in watches:
+                    watch.cancel()
             if raised is not None:
                 raise raised
 
@@ -231,6 +245,7 @@ class Engine:
         found = self._hosted.get(swarm)
         if found is None:
             raise CommandError(f"this engine runs no swarm {clean_line(swarm)}", "not_found")
+        found.touched = self.clock.monotonic()
         return found.swarm
 
     async def _start_swarm(self, command: c.StartSwarm) -> dict[str, Any]:
@@ -256,7 +271,7 @@ class Engine:
 
     async def _resume_swarm(self, command: c.ResumeSwarm) -> dict[str, Any]:
         """One at a time, so that a second ask for the same swarm finds it running."""
-        async with self._resuming:
+        async with self._moving:
             hosted = self._hosted.get(command.swarm)
             changed = hosted is None
             if hosted is None:
@@ -279,17 +294,18 @@ class Engine:
             command.unattended or _unattended(found),
             threads=found.slots if found.source == "job" else None,
         )
-        hosted = await self._host(found.swarm, command.setup, settings, config)
-        begin = await take_over(hosted.swarm, hosted.jobs, by=command.author)
-        try:
-            self._refuse_when_stopping()
-            self._hosted[found.swarm] = hosted
-            begin.restore()
-        except BaseException:
-            self._hosted.pop(found.swarm, None)
-            await self.store.release(found.swarm)
-            raise
-        await self._serving(hosted, begin.go_on)
+        async with AsyncExitStack() as held:
+            hosted = await self._host(held, found.swarm, command.setup, settings, config)
+            begin = await take_over(hosted.swarm, hosted.jobs, by=command.author)
+            try:
+                self._refuse_when_stopping()
+                self._hosted[found.swarm] = hosted
+                begin.restore()
+            except BaseException:
+                self._hosted.pop(found.swarm, None)
+                await self.store.release(found.swarm)
+                raise
+            await self._serving(hosted, held.pop_all(), begin.go_on)
         if hosted.swarm.state.root is None:
             # Its first owner died between its first event and its root.
             await hosted.swarm.start_root(None, found.title)
@@ -300,9 +316,14 @@ class Engine:
     async def end_swarms(self) -> None:
         """Interrupt what runs and record it, as on leaving; whoever listens still hears of it. Nothing starts
         after this."""
-        self._stop.set()
+        self._stop()
         if self._serving_tasks:
             await asyncio.wait(set(self._serving_tasks))
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for hosted in self._hosted.values():
+            hosted.over.set()
 
     async def _new_swarm(
         self,
@@ -313,39 +334,47 @@ class Engine:
         source: str,
     ) -> Hosted:
         """A new swarm, recorded and served by a task of its own."""
-        hosted = await self._host(uuid7(), command.setup, settings, config)
-        swarm, config = hosted.swarm, hosted.swarm.config
-        await self.store.create(swarm.id)
-        self._hosted[swarm.id] = hosted
-        await swarm.append(
-            [
-                e.SwarmStarted(
-                    title=title,
-                    cwd=str(config.cwd),
-                    model=config.model,
-                    source=source,
-                    server=swarm.model.server,
-                    approval_policy=config.approval_policy,
-                    sandbox=config.sandbox,
-                    sandboxed=config.sandboxed,
-                    unattended=config.unattended,
-                    slots=config.limits.max_threads,
-                )
-            ]
-        )
-        await self._serving(hosted)
+        async with AsyncExitStack() as held:
+            hosted = await self._host(held, uuid7(), command.setup, settings, config)
+            swarm, config = hosted.swarm, hosted.swarm.config
+            await self.store.create(swarm.id)
+            self._hosted[swarm.id] = hosted
+            await swarm.append(
+                [
+                    e.SwarmStarted(
+                        title=title,
+                        cwd=str(config.cwd),
+                        model=config.model,
+                        source=source,
+                        server=swarm.model.server,
+                        approval_policy=config.approval_policy,
+                        sandbox=config.sandbox,
+                        sandboxed=config.sandboxed,
+                        unattended=config.unattended,
+                        slots=config.limits.max_threads,
+                    )
+                ]
+            )
+            await self._serving(hosted, held.pop_all())
         return hosted
 
     async def _host(
-        self, swarm_id: str, setup: c.Setup | None, settings: Settings, config: SwarmConfig
+        self,
+        held: AsyncExitStack,
+        swarm_id: str,
+        setup: c.Setup | None,
+        settings: Settings,
+        config: SwarmConfig,
     ) -> Hosted:
-        """Everything that a swarm needs, put together; nothing runs or is recorded yet."""
+        """Everything that a swarm needs, put together; nothing runs or is recorded yet. `held`: closed after
+        the swarm."""
         assert self._group is not None, "an engine runs before it starts swarms"
         self._refuse_when_stopping()
         if setup is not None:
             self._redactor.learn(setup.secrets)
-        model = await self._models.client(settings)
+        model = await held.enter_async_context(self._models.client(settings))
         sandbox = await self._find_sandbox(config)
+        self._refuse_when_stopping()
         config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
         swarm = Swarm(
             swarm=swarm_id,
@@ -373,18 +402,28 @@ class Engine:
             hidden=(self.settings.home, *self._hidden),
             environment=environment_of(setup),
         )
-        return Hosted(swarm=swarm, jobs=jobs, settings=settings, policy=policy)
+        return Hosted(
+            swarm=swarm,
+            jobs=jobs,
+            settings=settings,
+            policy=policy,
+            touched=self.clock.monotonic(),
+            over=asyncio.Event(),
+        )
 
     def _refuse_when_stopping(self) -> None:
-        if self._stop.is_set() or self.stop_asked.is_set():
+        if self._stopping or self.stop_asked.is_set():
             raise CommandError("the engine is stopping; nothing new is started", "closed")
 
-    async def _serving(self, hosted: Hosted, begin: Callable[[], None] = lambda: None) -> None:
-        """Start the task that serves a swarm until the engine stops; returns once it takes agents. `begin`:
-        what the task does first."""
+    async def _serving(
+        self, hosted: Hosted, held: AsyncExitStack, begin: Callable[[], None] = lambda: None
+    ) -> None:
+        """Start the task that serves a swarm until it is over; returns once it takes agents. `held` is closed
+        then; `begin`: what the task does first."""
         assert self._group is not None
         ready = asyncio.Event()
-        task = self._group.create_task(self._serve(hosted, ready, begin), name=f"swarm {hosted.swarm.id}")
+        served = self._serve(hosted, held, ready, begin)
+        task = hosted.served = self._group.create_task(served, name=f"swarm {hosted.swarm.id}")
         self._serving_tasks.add(task)
         task.add_done_callback(self._serving_tasks.discard)
         await ready.wait()
@@ -404,16 +443,49 @@ class Engine:
         # Shielded: the future is the store's own and must outlive this watch.
         raise await asyncio.shield(self.store.failed)
 
-    async def _serve(self, hosted: Hosted, ready: asyncio.Event, begin: Callable[[], None]) -> None:
-        """One swarm until the engine stops."""
-        async with hosted.swarm.serve():
+    async def _serve(
+        self, hosted: Hosted, held: AsyncExitStack, ready: asyncio.Event, begin: Callable[[], None]
+    ) -> None:
+        """One swarm until the engine stops, or gives it up."""
+        if self._stopping:
+            hosted.over.set()
+        async with held, hosted.swarm.serve():
             begin()
             ready.set()
             try:
-                await self._stop.wait()
+                await hosted.over.wait()
             finally:
                 # Before the agents end: no row fails because the engine does.
                 await hosted.jobs.aclose()
+
+    async def _give_up_quiet(self) -> None:
+        """What an engine that lives for days does not keep in memory: a swarm in which nothing has happened,
+        and that nobody has followed, for as long as the engine would wait for work itself. It stays in the
+        store as it is, and is resumed like one whose engine has ended."""
+        while True:
+            await self.clock.sleep(self.settings.engine.idle_seconds)
+            async with self._moving:
+                await self._sweep(self.clock.monotonic() - self.settings.engine.idle_seconds)
+
+    async def _sweep(self, since: float) -> None:
+        for hosted in list(self._hosted.values()):
+            if not self._stopping and hosted.touched <= since and not self._needed(hosted):
+                await self._give_up(hosted)
+
+    def _needed(self, hosted: Hosted) -> bool:
+        swarm = hosted.swarm
+        return hosted.served is None or swarm.state.active() or self.watched(swarm.id)
+
+    async def _give_up(self, hosted: Hosted) -> None:
+        """From its first step on no command reaches the swarm."""
+        swarm = hosted.swarm.id
+        log.info("swarm %s is quiet and nobody follows it: it is given up", swarm)
+        del self._hosted[swarm]
+        self.on_given_up(swarm)
+        assert hosted.served is not None
+        hosted.over.set()
+        await asyncio.wait({hosted.served})
+        await self.store.release(swarm)
 
     def _tools(self, id_: str, spec: AgentSpec) -> list[Tool]:
         """What an agent may use: workers no agents and no jobs, everybody else all (decision 30)."""
@@ -429,6 +501,11 @@ class Engine:
         return tools
 
     # --- what faces read ---------------------------------------------------------------------------------
+
+    def touch(self, swarm: str) -> None:
+        """Somebody was here: the time after which a quiet swarm is given up begins again."""
+        if (hosted := self._hosted.get(swarm)) is not None:
+            hosted.touched = self.clock.monotonic()
 
     def runs(self, swarm: str) -> bool:
         return swarm in self._hosted
@@ -477,25 +554,10 @@ class Engine:
 
     def _committed(self, swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:
         if (found := self._hosted.get(swarm)) is not None:
+            found.touched = self.clock.monotonic()
             found.swarm.on_commit(events)
         self.changed.set()
         self.on_events(swarm, events, bodies)
-
-
-def agents_page(state: SwarmState, request: c.GetAgents) -> c.AgentsPage:
-    """Agents in spawn order, filtered and cut; the counts are of all."""
-    counts: dict[str, int] = {}
-    for agent in state.agents.values():
-        counts[agent.status] = counts.get(agent.status, 0) + 1
-    fitting = [
-        agent
-        for agent in state.agents.values()
-        if agent.order >= request.start and (not request.status or agent.status in request.status)
-    ]
-    limit = max(1, min(request.limit, MAX_AGENTS_PAGE))
-    return c.AgentsPage(
-        agents=tuple(fitting[:limit]), counts=counts, truncated=len(fitting) > limit, seq=state.seq
-    )
 
 
 def _unattended(state: SwarmState) -> Literal["wait", "refuse"]:

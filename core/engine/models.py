@@ -1,59 +1,71 @@
-"""The model clients of an engine: opened when a swarm first needs one, shared, closed with the engine."""
+"""The model clients of an engine: opened when a swarm first needs one, shared, closed after the last."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
 
 from core.clock import Clock
 from core.config import Settings
-from core.models.http import make_http
+from core.models.http import Http, make_http
 from core.models.responses import ResponsesClient
 from core.models.types import ModelClient
 from core.scripted.scenario import load_scenario
 from core.scripted.transport import BASE_URL, ScriptedTransport
 
 
+class _Opened:
+    def __init__(self, client: ModelClient, http: Http) -> None:
+        self.client = client
+        self.http = http
+        self.users = 0
+
+
 class ModelPool:
-    """One client per server and key. A scripted model remembers its conversations, so each swarm has its
-    own. Entered for as long as its clients are used."""
+    """One client per server and key, for as long as a swarm uses it. A scripted model remembers its
+    conversations, so each swarm has its own. Left after its users, it closes what they did not."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._stack = AsyncExitStack()
-        self._clients: dict[tuple[str, str | None], ModelClient] = {}
+        self._opened: dict[Hashable, _Opened] = {}
+
+    def __len__(self) -> int:
+        return len(self._opened)
 
     async def __aenter__(self) -> ModelPool:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._clients.clear()
-        await self._stack.aclose()
+        while self._opened:
+            _, opened = self._opened.popitem()
+            await opened.http.aclose()
 
-    async def client(self, settings: Settings) -> ModelClient:
+    @asynccontextmanager
+    async def client(self, settings: Settings) -> AsyncIterator[ModelClient]:
         """The client that the settings ask for. Raises ScenarioError or ModelError."""
-        if settings.scripted is not None:
-            return await self._stack.enter_async_context(open_model(settings, self._clock))
-        key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-        found = self._clients.get((settings.base_url, key))
-        if found is None:
-            found = await self._stack.enter_async_context(open_model(settings, self._clock))
-            self._clients[settings.base_url, key] = found
-        return found
+        key: Hashable = (settings.base_url, _api_key(settings)) if settings.scripted is None else object()
+        opened = self._opened.get(key)
+        if opened is None:
+            opened = self._opened[key] = _Opened(*make_model(settings, self._clock))
+        opened.users += 1
+        try:
+            yield opened.client
+        finally:
+            opened.users -= 1
+            if not opened.users and self._opened.pop(key, None) is not None:
+                await opened.http.aclose()
 
 
-@asynccontextmanager
-async def open_model(settings: Settings, clock: Clock) -> AsyncIterator[ModelClient]:
-    """The model client that the settings ask for: a server, or the embedded scripted model."""
+def make_model(settings: Settings, clock: Clock) -> tuple[ModelClient, Http]:
+    """The model client that the settings ask for, a server or the embedded scripted model, and what has to
+    be closed after it."""
     scenario = settings.scripted
     if scenario is not None:
         http = make_http(ScriptedTransport(load_scenario(scenario), clock))
-        client = ResponsesClient(BASE_URL, None, http, clock=clock, label=f"scripted:{scenario}")
-    else:
-        http = make_http()
-        key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-        client = ResponsesClient(settings.base_url, key, http, clock=clock)
-    try:
-        yield client
-    finally:
-        await http.aclose()
+        return ResponsesClient(BASE_URL, None, http, clock=clock, label=f"scripted:{scenario}"), http
+    http = make_http()
+    return ResponsesClient(settings.base_url, _api_key(settings), http, clock=clock), http
+
+
+def _api_key(settings: Settings) -> str | None:
+    return settings.api_key.get_secret_value() if settings.api_key is not None else None

@@ -75,6 +75,9 @@ class Publisher:
     def runs(self, swarm: str) -> bool:
         return swarm == SWARM
 
+    def touch(self, swarm: str) -> None:
+        """A reader left; this swarm stays anyway."""
+
     def state(self, swarm: str) -> SwarmState:
         return self._state
 
