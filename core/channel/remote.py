@@ -29,6 +29,7 @@ from core.channel.frames import (
 from core.channel.peer import peer_uid
 from core.clock import Clock, SystemClock
 from core.domain.commands import AnyCommand, Batch, EngineInfo, FeedItem, Lagged, Page, PageRequest, Reply
+from core.safety.redact import redact_struct, storable
 from core.safety.text import clean_line, shorten
 from core.version import VERSION
 
@@ -72,7 +73,12 @@ class RemoteClient:
 
     async def send(self, command: AnyCommand) -> Reply:
         id = self._new_id()
-        return await self._asked(id, m.encode(m.Ask(id=id, command=command)), self._answers)
+        try:
+            message = m.encode(m.Ask(id=id, command=command))
+        except UnicodeEncodeError:
+            # Bytes of a command line, a path or an environment that are no text: as the store would have it.
+            message = m.encode(m.Ask(id=id, command=redact_struct(command, storable)))
+        return await self._asked(id, message, self._answers)
 
     async def page(self, request: PageRequest) -> Page:
         id = self._new_id()

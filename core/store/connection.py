@@ -212,7 +212,7 @@ def check_version() -> None:
 
 async def _connect(path: Path, options: str) -> _Connection:
     def connector() -> sqlite3.Connection:
-        address = f"file:{quote(str(path))}?{options}"
+        address = f"file:{quote(os.fsencode(path))}?{options}"
         return sqlite3.connect(address, uri=True, isolation_level=None, cached_statements=256)
 
     connection = _Connection(connector, iter_chunk_size=64)

@@ -13,6 +13,7 @@ import pytest
 from core.channel.client import Client, ClientError
 from core.channel.local import LocalClient, open_engine
 from core.channel.remote import connect
+from core.channel.setup import setup_of
 from core.config import Settings
 from core.domain import commands as c
 from core.domain import events as e
@@ -79,6 +80,14 @@ async def test_a_swarm_is_started_told_interrupted_and_closed(opens: Opens, tmp_
         assert dry.value == {"closed": [watched.root], "changed": False}
         assert (await client.send(c.Close(**here))).value == {"closed": [watched.root], "changed": True}
         assert (await client.send(c.Close(**here))).value == {"closed": [], "changed": False}
+
+
+async def test_bytes_that_are_no_text_do_not_stop_a_command(opens: Opens, tmp_path: Path) -> None:
+    """A command line, a path or a variable in another encoding reaches Python as lone surrogates."""
+    setup = setup_of(settings := settings_for(tmp_path, HELLO), {"LC_ALL": "\udcff", "PATH": "/bin:/\udce9"})
+    async with opens(settings) as client, swarm(client, "caf\udce9", setup=setup) as watched:
+        await watched.quiet()
+        assert [m.text for m in watched.of(e.UserMessage)] == ["caf\ufffd"]
 
 
 async def test_many_commands_at_once_get_their_own_replies() -> None:

@@ -130,8 +130,8 @@ async def test_nothing_is_started_where_nothing_shall_be(settings: Settings) -> 
     assert not settings.logs.exists()
 
 
-async def test_a_very_long_home_works(tmp_path: Path) -> None:
-    deep = tmp_path
+async def test_a_home_with_a_very_long_name_that_is_no_text_works(tmp_path: Path) -> None:
+    deep = tmp_path / os.fsdecode(b"caf\xe9\n")
     for _ in range(4):
         deep /= "d" * 100
     deep.mkdir(parents=True)
