@@ -79,7 +79,7 @@ async def choose(reader: Reader, settings: Settings, ref: str | None) -> str:
     from core.channel.directory import background
 
     if ref is not None:
-        swarm, _ = await reader.find_thread(ref)
+        swarm = await reader.find_swarm(ref)
         if swarm not in await reader.live_swarms():
             raise ClientError(f"this swarm is not running: watchroom resume {swarm} goes on with it")
         return swarm

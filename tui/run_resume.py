@@ -55,7 +55,7 @@ def choose(settings: Settings, ref: str | None) -> Chosen:
 
 async def _choose(reader: Reader, ref: str | None) -> dict[str, Any]:
     if ref is not None:
-        swarm, _ = await reader.find_thread(ref)
+        swarm = await reader.find_swarm(ref)
     elif (newest := await _newest(reader)) is not None:
         swarm = newest
     else:

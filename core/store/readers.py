@@ -154,16 +154,23 @@ class Reader:
     async def find_thread(self, ref: str) -> tuple[str, str]:
         """(swarm, thread) of an agent by its id or a unique prefix; a swarm's id means its root."""
         ref = _asked(ref, "a session or agent")
-        rows = await self.all(
-            "SELECT swarm, thread FROM agents WHERE thread >= ? AND thread < ?"
-            " UNION SELECT swarm, root FROM swarms WHERE swarm >= ? AND swarm < ? AND root IS NOT NULL"
-            f" LIMIT {SHOWN_NAMES + 1}",
-            (ref, _after(ref), ref, _after(ref)),
-        )
+        rows = await self.all(f"SELECT swarm, thread FROM {_NAMED} LIMIT {SHOWN_NAMES + 1}", _range(ref))
         found = {(swarm, thread) for swarm, thread in rows}
         whole = {(swarm, thread) for swarm, thread in found if ref in (swarm, thread)}
         chosen: tuple[str, str] = _only(list(whole or found), ref, "session or agent", lambda entry: entry[1])
         return chosen
+
+    async def find_swarm(self, ref: str) -> str:
+        """The swarm whose id, or whose root's, is or begins with `ref`; only if there is none, the one of
+        agents whose ids do. Ids begin with the time: an agent's may begin like a younger swarm's."""
+        ref = _asked(ref, "a session or agent")
+        rows = await self.all(
+            f"SELECT swarm, max(CASE WHEN ? IN (swarm, thread) THEN 2 ELSE root END) FROM {_NAMED}"
+            f" GROUP BY swarm ORDER BY 2 DESC LIMIT {SHOWN_NAMES + 1}",
+            (ref, *_range(ref)),
+        )
+        found = [swarm for swarm, rank in rows if rank == rows[0][1]]
+        return str(_only(found, ref, "session or agent", str))
 
     async def find_job(self, ref: str) -> str:
         """The id of a job by its id, its name, or a unique prefix of its id."""
@@ -198,7 +205,7 @@ class Reader:
 
     async def tree(self, ref: str) -> dict[str, Any]:
         """`session tree --json`. Raises NotFound."""
-        swarm, _ = await self.find_thread(ref)
+        swarm = await self.find_swarm(ref)
         return shapes.tree(await self.load_state(swarm))
 
     async def show(self, ref: str) -> dict[str, Any]:
@@ -398,6 +405,16 @@ def _asked(ref: str, what: str, *, lower: bool = True) -> str:
     if not ref:
         raise NotFound(f"give the id of {what}, or the beginning of it")
     return ref.lower() if lower else ref
+
+
+_NAMED = (
+    "(SELECT swarm, thread, parent IS NULL AS root FROM agents WHERE thread >= ? AND thread < ?"
+    " UNION SELECT swarm, root, 1 FROM swarms WHERE swarm >= ? AND swarm < ? AND root IS NOT NULL)"
+)
+
+
+def _range(ref: str) -> tuple[str, ...]:
+    return (ref, _after(ref), ref, _after(ref))
 
 
 def _after(prefix: str) -> str:

@@ -28,7 +28,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 async def roster(reader: Reader, ref: str | None, status: str | None = None) -> dict[str, Any]:
     """`agent list --json` without "engine": agents of the swarm `ref`, or of every swarm with a living owner;
     those with `status` only, if it is given. Parents before children. Raises NotFound, StoreError."""
-    swarms = await reader.live_swarms() if ref is None else [(await reader.find_thread(ref))[0]]
+    swarms = await reader.live_swarms() if ref is None else [await reader.find_swarm(ref)]
     agents: list[dict[str, Any]] = []
     for swarm in swarms:
         state = await reader.load_state(swarm)
@@ -48,7 +48,7 @@ async def find_agents(reader: Reader, ref: str, swarm: str | None = None) -> lis
     ref = ref.strip()
     if not ref:
         raise NotFound("give the id, the path or the nickname of an agent")
-    swarms = [(await reader.find_thread(swarm))[0]] if swarm is not None else await reader.live_swarms()
+    swarms = [await reader.find_swarm(swarm)] if swarm is not None else await reader.live_swarms()
     found: list[Found] = []
     for candidate in swarms:
         found += await _in_swarm(reader, candidate, ref)

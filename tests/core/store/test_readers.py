@@ -288,6 +288,10 @@ async def test_references(tmp_path: Path) -> None:
             NotFound, match="more than one session or agent: bbbb0000-x, bbbb0000-x-y, bbbb0001-x"
         ):
             await reader.show("bbbb")
+        for ref in ("bbbb0001", "BBBB0001-X", "bbbb0001-x-y", "aaaa0000-2"):  # all of one swarm
+            assert await reader.find_swarm(ref) == "aaaa0000-2"
+        with pytest.raises(NotFound, match="more than one session or agent: aaaa0000-1, aaaa0000-2"):
+            await reader.find_swarm("bbbb")
         with pytest.raises(NotFound, match="there is no session or agent 'cccc'"):
             await reader.tree("cccc")
         with pytest.raises(NotFound, match="there is no session or agent '%'"):
@@ -313,6 +317,26 @@ async def test_references(tmp_path: Path) -> None:
             await reader.find_job("Lines")
         with pytest.raises(NotFound, match="means more than one job"):
             await reader.find_job("0b7")
+
+
+async def test_a_late_agent_does_not_hide_the_swarm_that_began_then(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for swarm, threads in (("0190-a", ["0190-b", "0191-c"]), ("0191-d", ["0191-e"])):
+            await store.create(swarm)
+            root, *rest = threads
+            await store.append(
+                swarm,
+                [
+                    e.SwarmStarted(title=swarm, cwd="", model="", source="exec"),
+                    e.AgentSpawned(agent=root, path="/root", nickname="n"),
+                    *(e.AgentSpawned(agent=a, path=f"/root/{a}", nickname=a, parent=root) for a in rest),
+                ],
+            )
+        reader = store.reader
+        assert await reader.find_swarm("0191") == "0191-d"
+        assert await reader.find_swarm("0191-c") == "0190-a"
+        with pytest.raises(NotFound, match="more than one"):
+            await reader.find_thread("0191")
 
 
 async def test_an_event_that_cannot_be_read_leaves_a_notice_and_is_counted(tmp_path: Path) -> None:
