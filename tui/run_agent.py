@@ -19,9 +19,10 @@ from core.store.errors import NotFound, StoreError
 from core.store.readers import Reader
 from core.store.roster import Found, find_agents, roster, running_below
 from tui import exits, reading, setup, signals
+from tui.farewell import short_id
 from tui.owners import owner, owner_text
 from tui.run_exec import read_task
-from tui.table import table
+from tui.table import show
 
 SHOWN_MATCHES = 8
 
@@ -40,13 +41,17 @@ def show_list(args: Namespace) -> int:
         where = "of a swarm that runs" if args.id is None else "in that swarm"
         print(f"no agents{which} {where}", file=sys.stderr)
         return exits.OK
-    print("\n".join(_table(found["agents"], owners, indent=args.status is None)))
+    open_ones = [row for row in found["agents"] if args.status or row["status"] != "shutdown"]
+    if open_ones:
+        _show(open_ones, owners, indent=args.status is None)
+    if closed := len(found["agents"]) - len(open_ones):
+        print(f"{closed} closed: --status shutdown lists them", file=sys.stderr)
     return exits.OK
 
 
-def _table(
+def _show(
     agents: Sequence[dict[str, Any]], owners: dict[str, dict[str, Any] | None], *, indent: bool
-) -> list[str]:
+) -> None:
     guide = f"{setup.guide()} "
     rows = [
         {
@@ -54,14 +59,15 @@ def _table(
             "agent": guide * (int(row["depth"] or 0) if indent else 0)
             + clean_line(str(row["nickname"] or row["path"])),
             "engine": owner_text(owners[row["swarm"]]),
+            "swarm": short_id(row["swarm"]),
         }
         for row in agents
     ]
     columns = [("agent", "agent"), ("status", "status"), ("waiting", "waiting"), ("asks", "asks")]
-    columns += [("calls", "calls"), ("tokens", "tokens"), ("engine", "engine"), ("thread", "thread")]
+    columns += [("calls", "calls"), ("tokens", "tokens"), ("engine", "engine")]
     if len(owners) > 1:
         columns.append(("swarm", "swarm"))
-    return table([*columns, ("path", "path")], rows)
+    show([*columns, ("path", "path")], rows, gives_way=("engine", "calls", "asks", "tokens"), last=40)
 
 
 # --- one agent -------------------------------------------------------------------------------------------
@@ -156,7 +162,8 @@ def _only(ref: str, found: Sequence[Found]) -> Found:
         return found[0]
     several = len({agent.swarm for agent in found}) > 1
     names = [
-        f"{agent.nickname} {agent.path} {agent.thread}" + (f" (swarm {agent.swarm})" if several else "")
+        f"{agent.nickname} {agent.path}"
+        + (f" (swarm {short_id(agent.swarm)})" if several else f" {agent.thread}")
         for agent in found[:SHOWN_MATCHES]
     ]
     more = ", …" if len(found) > SHOWN_MATCHES else ""

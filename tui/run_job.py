@@ -22,7 +22,7 @@ from tui.output import Out
 from tui.plain import PlainLines
 from tui.progress import ProgressLine, Rate, line
 from tui.setup import Connect, own_engine
-from tui.table import moment, table
+from tui.table import moment, show
 
 MAX_FILE_BYTES = 1024 * 1024
 SHOWN_FAILURES = 5
@@ -283,8 +283,7 @@ def show_list(args: Namespace) -> int:
         ("failed_items", "failed"),
         ("name", "name"),
     )
-    for text in table(columns, rows):
-        print(text)
+    show(columns, rows)
     return exits.OK
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from core.safety.text import clean, clean_line
 from tui import exits, reading, setup
+from tui.farewell import SHORT_CHARS, short_id
 from tui.owners import owner, owner_text
-from tui.table import moment, table
+from tui.table import moment, show
 
 if TYPE_CHECKING:
     from core.store.readers import Reader
@@ -22,8 +23,9 @@ SHOWN_LINES = 12
 def show_list(args: Namespace) -> int:
     settings = setup.settings_of(args, asks_model=False)
     found = reading.read(settings, lambda reader: reader.sessions())
-    for row in found["sessions"]:
-        row["engine"] = owner(settings.home, row.pop("swarm"))
+    swarms = [row.pop("swarm") for row in found["sessions"]]
+    for row, swarm in zip(found["sessions"], swarms, strict=True):
+        row["engine"] = owner(settings.home, swarm)
     if args.json:
         reading.print_json(found)
         return exits.OK
@@ -31,11 +33,16 @@ def show_list(args: Namespace) -> int:
         print("no swarms yet: start one with watchroom demo", file=sys.stderr)
         return exits.OK
     rows = [
-        {**row, "started": moment(row["started_at"]), "engine": owner_text(row["engine"])}
-        for row in found["sessions"]
+        {
+            **row,
+            "swarm": short_id(swarm),
+            "started": moment(row["started_at"]),
+            "engine": owner_text(row["engine"]),
+        }
+        for row, swarm in zip(found["sessions"], swarms, strict=True)
     ]
     columns = (
-        ("thread", "thread"),
+        ("swarm", "swarm"),
         ("started", "started"),
         ("status", "status"),
         ("agents", "agents"),
@@ -45,8 +52,7 @@ def show_list(args: Namespace) -> int:
         ("engine", "engine"),
         ("title", "title"),
     )
-    for line in table(columns, rows):
-        print(line)
+    show(columns, rows, gives_way=("model", "engine", "tokens", "jobs", "agents"))
     return exits.OK
 
 
@@ -57,9 +63,14 @@ def show_tree(args: Namespace) -> int:
         reading.print_json(found)
         return exits.OK
     guide = f"{setup.guide()} "
+    ids = _short([row["thread"] for row in found["agents"]])
     rows = [
-        {**row, "agent": guide * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"]))}
-        for row in found["agents"]
+        {
+            **row,
+            "agent": guide * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"])),
+            "thread": short,
+        }
+        for row, short in zip(found["agents"], ids, strict=True)
     ]
     columns = (
         ("agent", "agent"),
@@ -69,9 +80,16 @@ def show_tree(args: Namespace) -> int:
         ("thread", "thread"),
         ("path", "path"),
     )
-    for line in table(columns, rows):
-        print(line)
+    show(columns, rows, gives_way=("model", "tokens"))
     return exits.OK
+
+
+def _short(threads: list[str]) -> list[str]:
+    """The beginnings of these ids that tell them apart; agents can be spawned in one millisecond."""
+    for chars in range(SHORT_CHARS, max(map(len, threads), default=0)):
+        if len({thread[:chars] for thread in threads}) == len(set(threads)):
+            return [thread[:chars].rstrip("-") for thread in threads]
+    return threads
 
 
 def show_one(args: Namespace) -> int:

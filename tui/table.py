@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,43 @@ from rich.cells import cell_len, set_cell_size
 from core.safety.text import clean_line
 
 MAX_CELLS = 60
-"""The last column is not cut: a reader may want it whole."""
+"""The last column is cut only by the edge of a terminal: a reader may want it whole."""
+
+
+def show(
+    columns: Sequence[tuple[str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    gives_way: Sequence[str] = (),
+    last: int = 14,
+) -> None:
+    """Print a table; on a terminal so that no line of it wraps. `gives_way` are the keys of columns that are
+    left out, the least important first, until the last one has the cells it needs, at most `last`."""
+    width = _terminal_width()
+    shown = list(columns)
+    for key in gives_way:
+        if width is None or _least(table(shown, rows), last) <= width:
+            break
+        shown = [column for column in shown if column[0] != key]
+    for line in table(shown, rows):
+        print(line if width is None else _cut(line, width))
+
+
+def _terminal_width() -> int | None:
+    if not sys.stdout.isatty():
+        return None
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None
+
+
+def _least(lines: Sequence[str], last: int) -> int:
+    """Cells that a table needs whose last column has at most `last`."""
+    before = cell_len(lines[0][: lines[0].rindex("  ") + 2])
+    return min(max(cell_len(line) for line in lines), before + last)
+
+
+def _cut(line: str, width: int) -> str:
+    if cell_len(line) <= width:
+        return line
+    return set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -32,7 +70,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
         elif index == len(cells) - 1:
             parts.append(cell)
         elif cell_len(cell) > width:
-            parts.append(set_cell_size(set_cell_size(cell, width - 1).rstrip() + "…", width))
+            parts.append(set_cell_size(_cut(cell, width), width))
         else:
             parts.append(set_cell_size(cell, width))
     return "  ".join(parts).rstrip()

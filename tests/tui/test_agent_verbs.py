@@ -16,6 +16,7 @@ from core.domain.status import Status
 from tests.tui.engine_process import STILL, engine_with_swarm
 from tests.tui.shell import Shell
 from tui import exits, verbs
+from tui.farewell import short_id
 
 KEYS = (
     *("thread", "parent", "path", "nickname", "role", "status", "status_message", "waiting", "depth"),
@@ -73,6 +74,18 @@ def test_the_list_has_its_keys_and_names_the_engine(shell: Shell, running: dict[
     assert [line.split()[-1] for line in text[1:]] == list(found)
     assert f"exec {running['pid']}" in text[1]
     assert "swarm" not in text[0]
+    assert running["thread"] not in "".join(text)  # the whole ids are for --json
+
+
+def test_closed_agents_are_counted_and_listed_when_asked_for(shell: Shell, running: dict[str, Any]) -> None:
+    assert shell("agent", "close", "/root/audit").code == exits.OK
+    ran = shell("agent", "list")
+    assert [line.split()[-1] for line in ran.lines[1:]] == ["/root", "/root/quick"]
+    assert ran.err == "2 closed: --status shutdown lists them\n"
+    ran = shell("agent", "list", "--status", "shutdown")
+    assert [line.split()[-1] for line in ran.lines[1:]] == ["/root/audit", "/root/audit/deep"]
+    assert ran.err == ""
+    assert len(agents(shell)) == 4
 
 
 def test_nothing_runs_and_a_swarm_that_runs_no_more(shell: Shell) -> None:
@@ -210,8 +223,8 @@ def test_one_word_that_means_several_agents_lists_them(shell: Shell, running: di
         assert len(shell.json("agent", "list")["agents"]) == 8
         assert shell("agent", "list").lines[0].split()[-2:] == ["swarm", "path"]
         said = shell.refused(exits.USAGE, "agent", "interrupt", "/root/audit")
-        assert running["swarm"] in said
-        assert other["swarm"] in said
+        for swarm in (running["swarm"], other["swarm"]):
+            assert f"(swarm {short_id(swarm)})" in said
         assert "--swarm ID narrows" in said
         done = shell.json("agent", "interrupt", "/root/audit", "--swarm", other["swarm"])
         assert (done["swarm"], done["changed"]) == (other["swarm"], True)
