@@ -107,8 +107,11 @@ async def journal(engine: Engine, swarm: str) -> list[e.AnyEvent]:
 
 async def check(engine: Engine, swarm: str) -> None:
     """What holds for every swarm in which nothing goes on, whatever it has been through."""
-    state = engine.state(swarm)
-    events = await journal(engine, swarm)
+    check_events(await journal(engine, swarm), engine.state(swarm))
+
+
+def check_events(events: list[e.AnyEvent], state: SwarmState) -> None:
+    """The same of a journal and the state that it must make."""
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert fold(events) == state
     assert not state.calls
