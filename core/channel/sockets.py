@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from core.channel.client import ClientError
+from core.tools.sandbox import PRIVATE
 
 FALLBACK = Path("/tmp")
 """Short and there on every system; TMPDIR is neither (some 50 bytes on macOS)."""
@@ -32,11 +33,19 @@ def socket_path(engine: str) -> Path:
     *runtime, fallback = socket_folders()
     for folder in runtime:
         path = folder / socket_name(engine)
-        if len(os.fsencode(path)) < MOST_BYTES and not _problem(folder.parent) and not _make(folder):
+        short = len(os.fsencode(path)) < MOST_BYTES
+        if short and _shut(folder.parent) and not _problem(folder.parent) and not _make(folder):
             return path
     if problem := _make(fallback):
         raise ClientError(f"no socket can be opened: {problem}")
     return fallback / socket_name(engine)
+
+
+def _shut(folder: Path) -> bool:
+    """Whether a folder is hidden from commands in every sandbox, also one of an engine that never heard of
+    it: who reaches an engine's socket may approve commands there."""
+    real = Path(os.path.realpath(folder))
+    return any(real.is_relative_to(private) for private in PRIVATE)
 
 
 def _make(folder: Path) -> str | None:

@@ -68,7 +68,9 @@ def test_any_id_makes_a_short_plain_name(engine: str) -> None:
     assert path.parent in sockets.socket_folders()
 
 
-@pytest.mark.parametrize("wrong", ["unset", "relative", "missing", "open", "long", "link", "inside open"])
+@pytest.mark.parametrize(
+    "wrong", ["unset", "relative", "missing", "open", "long", "link", "inside open", "seen in sandboxes"]
+)
 def test_a_runtime_folder_that_does_not_fit_is_not_used(
     short: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
@@ -91,6 +93,8 @@ def test_a_runtime_folder_that_does_not_fit_is_not_used(
         case "inside open":
             (run / "watchroom").mkdir(mode=0o700)
             (run / "watchroom").chmod(0o750)
+        case "seen in sandboxes":
+            monkeypatch.setattr(sockets, "PRIVATE", ("/run",))
     assert sockets.socket_path("e").parent == fallback(short)
     assert stat.S_IMODE(fallback(short).stat().st_mode) == 0o700
     assert fallback(short) in sockets.socket_folders()
