@@ -31,6 +31,8 @@ from core.store.store import Store
 
 MAX_NAME_CHARS = 100
 MAX_ATTEMPTS = 100
+MAX_CONCURRENCY = 10_000
+MAX_RUNTIME_SECONDS = 30 * 24 * 3600
 MAX_INSTRUCTION_BYTES = 1024 * 1024
 MAX_REASON_CHARS = 1000
 SHOWN_FAILURES = 5
@@ -101,8 +103,14 @@ async def check_request(request: JobRequest, settings: JobsSettings, slots: int)
 
 
 def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJob:
-    asked = _number("max_concurrency", request.max_concurrency, settings.max_concurrency, 1)
-    runtime = _number("max_runtime_seconds", request.max_runtime_seconds, settings.max_runtime_seconds, 1)
+    asked = _number("max_concurrency", request.max_concurrency, settings.max_concurrency, 1, MAX_CONCURRENCY)
+    runtime = _number(
+        "max_runtime_seconds",
+        request.max_runtime_seconds,
+        settings.max_runtime_seconds,
+        1,
+        MAX_RUNTIME_SECONDS,
+    )
     attempts = _number("max_attempts", request.max_attempts, settings.max_attempts, 1, MAX_ATTEMPTS)
     if slots < 1:
         raise JobInputError("a job needs at least one slot for a worker; raise agents.max_threads above 1")
@@ -399,10 +407,9 @@ def _number(
     asked: Any,
     default: Any,
     least: Amount,
-    most: Amount | None = None,
+    most: Amount,
 ) -> Any:
     value = default if asked is None else asked
-    if value != value or value < least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise JobInputError(f"{name} is {value}; it must be {bounds}")
+    if not least <= value <= most:
+        raise JobInputError(f"{name} is {value}; it must be from {least} to {most}")
     return value
