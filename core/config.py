@@ -93,6 +93,15 @@ class JobsSettings(_Table):
     on_interrupt: Literal["detach", "cancel"] = "detach"
 
 
+class ModelsSettings(_Table):
+    """How many requests a server gets at once, per key and model, from all swarms of an engine together."""
+
+    concurrency: Count | None = None
+    """Always this many. None: as many as the server takes, found out from its answers."""
+    max_concurrency: Count = 1000
+    """No more than this many are tried."""
+
+
 class BudgetSettings(_Table):
     tokens: Count | None = None
     cost: Money | None = None
@@ -148,6 +157,7 @@ class FileSettings(_Table):
     profile: str | None = None
     agents: AgentsSettings = AgentsSettings()
     jobs: JobsSettings = JobsSettings()
+    models: ModelsSettings = ModelsSettings()
     budget: BudgetSettings = BudgetSettings()
     mcp: dict[str, McpSettings] = {}
     store: StoreSettings = StoreSettings()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from core.agents.calls import CallRunner, brief_of
+from core.agents.nicknames import ordinal
 from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.status import Wait
-from core.models.types import Completed, ModelRequest, Retrying, TextDelta
+from core.models.types import Completed, ModelRequest, Queued, Retrying, TextDelta
 from core.safety.text import clean_line
 
 if TYPE_CHECKING:
@@ -87,10 +88,13 @@ class Turn:
                     if isinstance(event, Retrying):
                         await self._retrying(event)
                         continue
+                    if isinstance(event, Queued):
+                        await self._queued(event)
+                        continue
                     await self._goes_on()
                     if isinstance(event, TextDelta):
                         overlay.add(event)
-                    else:
+                    elif isinstance(event, Completed):
                         self._seconds = swarm.clock.monotonic() - started
                         return event
         except BaseException:
@@ -112,6 +116,14 @@ class Turn:
                 e.AgentWaits(agent=thread, wait=wait),
             ]
         )
+
+    async def _queued(self, event: Queued) -> None:
+        self._waiting = True
+        if event.until is not None:
+            wait = Wait(reason="rate_limit", until=event.until)
+        else:
+            wait = Wait(reason="model", detail=f"{ordinal(event.place)} in line")
+        await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=wait)])
 
     async def _goes_on(self) -> None:
         if self._waiting:

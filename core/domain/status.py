@@ -16,7 +16,10 @@ FINAL: frozenset[str] = frozenset({"completed", "errored", "shutdown", "not_foun
 SETTLED: frozenset[str] = FINAL | {"interrupted"}
 """Statuses of an agent whose last turn has an outcome."""
 
-WaitReason = Literal["slot", "rate_limit", "approval", "budget", "startup", "agents", "job", "mail", "retry"]
+WaitReason = Literal[
+    "slot", "rate_limit", "model", "approval", "budget", "startup", "agents", "job", "mail", "retry"
+]
+"""`model`: in line for a place at the model's server; `rate_limit`: the server asked to wait."""
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -20,9 +20,18 @@ from core.clock import Clock
 from core.models import wire
 from core.models.address import Address, parse_address
 from core.models.http import Http, HttpFailure, Reply
-from core.models.retry import LONGEST_HINT, backoff, hint, worth_retrying
+from core.models.limiter import Limiters, Ticket
+from core.models.retry import LONGEST_HINT, LONGEST_LIMITED, PATIENCE, backoff, hint, worth_retrying
 from core.models.sse import SseError, SseEvent, SseParser
-from core.models.types import Completed, ModelError, ModelEvent, ModelRequest, Retrying, TextDelta
+from core.models.types import (
+    Completed,
+    ModelError,
+    ModelEvent,
+    ModelRequest,
+    Retrying,
+    Sending,
+    TextDelta,
+)
 from core.safety.text import clean_line, shorten
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -62,7 +71,8 @@ class ResponsesClient:
     """A `ModelClient` for one server and key. It owns no task and no connection: `http` is its maker's.
 
     `idle_timeout`: seconds without a byte (also before the first); `progress_timeout`: seconds with nothing
-    but keep-alives. `retries`: further requests after the first. `label` replaces the address in messages.
+    but keep-alives. `retries`: further requests after the first; `patience`: the same after rate limits.
+    `label` replaces the address in messages. `limits` decide when a request is sent; read them with `views`.
     Raises ModelError for an address or a key that cannot be used.
     """
 
@@ -77,6 +87,8 @@ class ResponsesClient:
         idle_timeout: float = 300.0,
         progress_timeout: float = 1800.0,
         retries: int = 4,
+        patience: int = PATIENCE,
+        limits: Limiters | None = None,
         spread: Callable[[], float] = random.random,
     ) -> None:
         self._address: Address = parse_address(base_url, api_key, label)
@@ -86,6 +98,8 @@ class ResponsesClient:
         self._idle = idle_timeout
         self._progress = progress_timeout
         self._retries = retries
+        self._patience = patience
+        self.limits = limits if limits is not None else Limiters(clock)
         self._spread = spread
         self._include = True
 
@@ -93,23 +107,27 @@ class ResponsesClient:
         """Nothing to do: every stream closes its own connection, `http` belongs to its maker."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """See `ModelClient.stream`."""
-        failures = 0
+        """See `ModelClient.stream`. Every attempt has a place at the limiter for as long as it lasts."""
+        ticket = self.limits.ticket(request.model)
+        failures = limited = 0
         while True:
             shown = False
+            failure: _Failed | None = None
             try:
-                async with aclosing(self._attempt(request, failures + 1)) as events:
+                async with aclosing(self._placed(ticket, request, failures + 1)) as events:
                     async for event in events:
                         shown = shown or isinstance(event, TextDelta)
                         yield event
                 return
             except _WithoutInclude:
                 self._include = False
+                ticket.repeated = True
                 continue
             except _Failed as error:
                 failure = error
             failures += 1
-            delay = self._delay(failure, failures)
+            limited += failure.kind == "rate_limit"
+            delay = self._delay(failure, failures, limited)
             if shown:
                 yield TextDelta(text="", reset=True)
             yield Retrying(
@@ -118,20 +136,66 @@ class ResponsesClient:
                 reason=str(failure),
                 rate_limited=failure.kind == "rate_limit",
             )
-            await self._clock.sleep(delay)
+            await ticket.pause(delay)
 
-    def _delay(self, failure: _Failed, failures: int) -> float:
+    async def _placed(
+        self, ticket: Ticket, request: ModelRequest, attempt: int
+    ) -> AsyncGenerator[ModelEvent, None]:
+        """One attempt: a place at the limiter, the request, the place given back, however it ends."""
+        completed: Completed | None = None
+        try:
+            if not ticket.enter():
+                async with aclosing(ticket.line()) as waits:
+                    async for wait in waits:
+                        yield wait
+                yield Sending()
+            async with aclosing(self._attempt(request, attempt)) as events:
+                async for event in events:
+                    if isinstance(event, Completed):
+                        completed = event
+                        break
+                    yield event
+            ticket.succeeded()
+        except _Failed as failure:
+            self._learn(ticket, failure)
+            raise
+        finally:
+            ticket.leave()
+        if completed is not None:
+            yield completed
+
+    def _learn(self, ticket: Ticket, failure: _Failed) -> None:
+        """What the server said about more than this request: before its place goes to another one."""
+        kind, hinted = failure.kind, failure.hinted
+        if kind == "rate_limit":
+            ticket.rate_limited()
+        if kind == "quota":
+            self.limits.refuse(ModelError(str(failure), kind=kind, status=failure.status))
+        elif kind == "rate_limit" or failure.status == 503:
+            if (refusal := self._refusal(failure)) is not None:
+                ticket.refuse(refusal)
+            elif hinted is not None:
+                ticket.hold(min(hinted, LONGEST_HINT))
+
+    def _refusal(self, failure: _Failed) -> ModelError | None:
+        """The server asks for a longer wait than any request should have."""
+        if not failure.retry or failure.hinted is None or failure.hinted <= LONGEST_HINT:
+            return None
+        until = _moment(self._clock.now().timestamp() + failure.hinted)
+        return ModelError(f"{failure} (asks to wait until {until})", kind="rate_limit", status=failure.status)
+
+    def _delay(self, failure: _Failed, failures: int, limited: int) -> float:
         """Seconds before the next request; raises ModelError when there will be none."""
-        text = str(failure)
-        if failure.retry and failure.hinted is not None and failure.hinted > LONGEST_HINT:
-            until = self._clock.now().timestamp() + failure.hinted
-            raise ModelError(
-                f"{text} (asks to wait until {_moment(until)})", kind="rate_limit", status=failure.status
-            )
-        if not failure.retry or failures > self._retries:
+        text, kind, hinted = str(failure), failure.kind, failure.hinted
+        if (refusal := self._refusal(failure)) is not None:
+            raise refusal
+        spent = limited > self._patience or failures - limited > self._retries
+        if not failure.retry or spent:
             tries = f" (after {failures} attempts)" if failures > 1 else ""
-            raise ModelError(text + tries, kind=failure.kind, status=failure.status)
-        return failure.hinted if failure.hinted is not None else backoff(failures, self._spread())
+            raise ModelError(text + tries, kind=kind, status=failure.status)
+        if kind == "rate_limit":
+            return max(hinted or 0.0, backoff(limited, self._spread(), LONGEST_LIMITED))
+        return hinted if hinted is not None else backoff(failures - limited, self._spread())
 
     async def _attempt(self, request: ModelRequest, attempt: int) -> AsyncGenerator[ModelEvent, None]:
         included = self._include

@@ -11,6 +11,10 @@ RETRY_STATUSES = frozenset({408, 409, 429})
 """Beside every 5xx."""
 LONGEST_HINT = 120.0
 """Seconds; a server that asks for a longer wait has refused the request."""
+PATIENCE = 10
+"""Further requests after rate limits, two minutes at least: the limiter needs time to find what the server
+takes, and an agent's work should not be lost to it."""
+LONGEST_LIMITED = 30.0
 _FIRST, _LONGEST, _JITTER = 0.5, 8.0, 0.25
 
 
@@ -42,10 +46,10 @@ def hint(headers: Mapping[str, str], now: datetime) -> float | None:
     return None
 
 
-def backoff(failures: int, spread: float) -> float:
-    """Seconds before the next request after `failures` (>= 1) of them; `spread` in [0, 1) takes off up to
-    a quarter, so that many agents do not come back at the same moment."""
-    delay: float = min(_FIRST * 2.0 ** min(failures - 1, 10), _LONGEST)
+def backoff(failures: int, spread: float, longest: float = _LONGEST) -> float:
+    """Seconds before the next request after `failures` (>= 1) of them, `longest` at most; `spread` in [0, 1)
+    takes off up to a quarter, so that many agents do not come back at the same moment."""
+    delay: float = min(_FIRST * 2.0 ** min(failures - 1, 10), longest)
     return delay * (1.0 - _JITTER * spread)
 
 

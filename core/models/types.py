@@ -4,6 +4,7 @@ which are Responses items (the one wire format whose history can carry reasoning
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -32,8 +33,20 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     reset: bool = False
 
 
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
+    """The request is not sent yet: it is `place`th in line (from 1) among those to the same server and model,
+    which are all held back until `until` if the server asked for that. Comes again when that has changed."""
+
+    place: int
+    until: datetime | None = None
+
+
+class Sending(msgspec.Struct, frozen=True):
+    """The request that was queued is sent now."""
+
+
 class Retrying(msgspec.Struct, frozen=True, kw_only=True):
-    """The request failed and will be sent again after `delay` seconds. `rate_limited` tells a 429."""
+    """The request failed and will be sent again after `delay` seconds. `rate_limited` tells 429 and 529."""
 
     attempt: int
     delay: float
@@ -56,7 +69,7 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
     incomplete: str | None = None
 
 
-ModelEvent = TextDelta | Retrying | Completed
+ModelEvent = TextDelta | Queued | Sending | Retrying | Completed
 
 
 class ModelError(Exception):
@@ -76,8 +89,8 @@ class ModelClient(Protocol):
     """The base URL, for people; never with credentials."""
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """Deltas and retries as they come, then exactly one Completed; or ModelError. Closing the iterator
-        (or cancelling the task) closes the connection."""
+        """Deltas, waits and retries as they come, then exactly one Completed; or ModelError. Closing the
+        iterator (or cancelling the task) closes the connection."""
         ...
 
     async def aclose(self) -> None: ...

@@ -183,6 +183,10 @@ _CONTEXT = re.compile(
 )
 
 
+_TOO_MANY = ("rate_limit", "slow_down", "overloaded")
+"""529 is called overloaded."""
+
+
 def kind_of(failure: Failure, status: int | None) -> str:
     """The ModelError kind of a failure, by the server's code first, then its words, then the status.
     `status` None: told within a stream, where some servers give a status as the code."""
@@ -197,10 +201,10 @@ def kind_of(failure: Failure, status: int | None) -> str:
         return "context"
     if "policy" in code or "content_filter" in code or "invalid_prompt" in code:
         return "policy"
-    if status == 429 or (status is None and ("rate_limit" in code or "slow_down" in code)):
+    if status in (429, 529) or (status is None and any(word in code for word in _TOO_MANY)):
         return "rate_limit"
     if status is None:
-        transient = not code or "server" in code or "overloaded" in code or "timeout" in code
+        transient = not code or "server" in code or "timeout" in code
         return "server" if transient else "bad_request"
     by_status = {401: "auth", 403: "auth", 404: "not_found", 405: "not_found"}
     return by_status.get(status, "server" if status >= 500 else "bad_request")
