@@ -42,7 +42,6 @@ class Shell:
         patch.setenv("WATCHROOM_HOME", str(home))
         patch.setenv("TZ", "UTC")
         time.tzset()
-        patch.setattr("tui.signals._install", lambda handler: None)  # this process keeps its own handlers
 
     def __call__(self, *words: str | Path, stdin: str | bytes = "") -> Ran:
         data = stdin.encode() if isinstance(stdin, str) else stdin

@@ -17,11 +17,10 @@ ALTERNATE, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path) -> Iterator[Path]:
     """A home whose engine is ended, whatever the test did."""
     folder = tmp_path / "home"
     yield folder
-    monkeypatch.setattr("tui.signals._install", lambda handler: None)  # this process keeps its own handlers
     if folder.exists():
         assert cli.main(["stop", "--home", str(folder)]) == exits.OK
 

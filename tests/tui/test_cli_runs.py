@@ -31,12 +31,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-@pytest.fixture(autouse=True)
-def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handlers of the process that runs the tests stay as they are."""
-    monkeypatch.setattr("tui.signals._install", lambda handler: None)
-
-
 def run(engine: FakeEngine, mode: headless.Mode = "headless", *, approve: bool = False) -> int:
     args = cli.parser_of("exec").parse_args(["x", "--base-url", "scripted:x"])
     settings = setup.headless(setup.settings_of(args))

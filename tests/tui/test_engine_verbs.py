@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from core.config import Settings
 from core.domain.commands import StartSwarm
 from core.store.locks import held, owned_swarms
 from tests.core.channel import homes
+from tests.core.harness import Watched
 from tests.tui.shell import Shell
 from tests.tui.terminal import ROOT, Terminal
 from tui import exits, run_engine
@@ -56,13 +58,16 @@ def shell(settings: Settings, capfd: pytest.CaptureFixture[str], monkeypatch: py
 
 
 class Engine(subprocess.Popen[str]):
-    first = ""
-    """The line that it says once it is ready, or cannot be."""
+    @cached_property
+    def first(self) -> str:
+        """The line that it says once it is ready, or cannot be."""
+        assert self.stderr is not None
+        return self.stderr.readline()
 
 
 @contextmanager
-def engine(home: Path, script: str = MAIN, *words: str) -> Iterator[Engine]:
-    """`watchroom engine` in the foreground; its first line has come."""
+def engine(home: Path, script: str = MAIN, *words: str, gate: int | None = None) -> Iterator[Engine]:
+    """`watchroom engine` in the foreground; its first line has come, unless it stands at a gate."""
     with Engine(
         [sys.executable, "-c", script, "engine", "--home", str(home), *words],
         stdin=subprocess.DEVNULL,
@@ -70,10 +75,10 @@ def engine(home: Path, script: str = MAIN, *words: str) -> Iterator[Engine]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        pass_fds=() if gate is None else (gate,),
     ) as child:
         try:
-            assert child.stderr is not None
-            child.first = child.stderr.readline()
+            assert gate is not None or child.first
             yield child
         finally:
             if child.poll() is None:
@@ -81,14 +86,19 @@ def engine(home: Path, script: str = MAIN, *words: str) -> Iterator[Engine]:
 
 
 def start_swarm(settings: Settings, title: str = "endless") -> str:
-    """A swarm that never ends, in the home's background engine."""
+    """A swarm that never ends, in the home's background engine; its root has a turn."""
 
     async def start() -> str:
         async with home_engine(settings) as client:
             command = StartSwarm(task="go", title=title, cwd=str(settings.cwd), setup=setup_of(settings))
             reply = await client.send(command)
             assert reply.ok, reply.error
-            return str(reply.value["swarm"])
+            watched = Watched(client, reply.value["swarm"], reply.value["thread"])
+            following = asyncio.create_task(watched.follow())
+            await watched.until(lambda state: state.agents[watched.root].status == "running")
+            following.cancel()
+            await asyncio.wait({following})
+            return watched.swarm
 
     return asyncio.run(start())
 
@@ -130,13 +140,21 @@ def test_a_second_one_is_refused_with_a_sentence(settings: Settings, shell: Shel
         assert child.poll() is None
 
 
-def test_two_in_the_same_moment_are_one(settings: Settings) -> None:
-    with engine(settings.home) as one, engine(settings.home) as two:
-        said = sorted([one.first, two.first])
-        assert "runs already" in said[0]
-        assert "listens at" in said[1]
+def test_those_that_start_in_the_same_moment_are_one(settings: Settings) -> None:
+    """Their interpreters and imports are there; then the gate, a pipe, opens for all at once."""
+    gate, opener = os.pipe()
+    script = f"import os, core.channel.host, tui.run_engine; os.read({gate}, 1); {MAIN}"
+    with ExitStack() as stack:
+        children = [stack.enter_context(engine(settings.home, script, gate=gate)) for _ in range(4)]
+        os.close(gate)
+        os.close(opener)
+        said = {child.pid: child.first for child in children}
         (record,) = directory.living(settings.home)
-        assert record.pid in (one.pid, two.pid)
+        assert f"listens at {record.socket}" in said.pop(record.pid)
+        assert len(said) == 3
+        assert all(f"runs already (process {record.pid})" in text for text in said.values())
+        codes = [child.wait(20) for child in children if child.pid != record.pid]
+        assert codes == [exits.ERROR] * 3
 
 
 def test_a_home_that_cannot_be_used_is_one_sentence(tmp_path: Path, shell: Shell) -> None:
