@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -260,20 +261,10 @@ def test_a_demo_that_is_not_kept_ends_with_its_console(home: Path) -> None:
 @pytest.fixture
 def an_exec(home: Path) -> Iterator[subprocess.Popen[str]]:
     """`watchroom exec` at the gate."""
-    with subprocess.Popen(
-        [sys.executable, "-c", ENTRY, "exec", "open it", *model(home)],
-        env={**os.environ, **environment(home)},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert "swarm started" in process.stderr.readline()
-            yield process
-        finally:
-            process.terminate()
+    with verb(home, "exec", "open it", *model(home)) as process:
+        assert process.stderr is not None
+        assert "swarm started" in process.stderr.readline()
+        yield process
 
 
 def test_an_exec_can_be_watched_while_it_runs(home: Path, an_exec: subprocess.Popen[str]) -> None:
@@ -290,6 +281,68 @@ def test_an_exec_can_be_watched_while_it_runs(home: Path, an_exec: subprocess.Po
         assert (an_exec.returncode, out) == (exits.OK, "The gate was opened.\n")
         terminal.keys("\x11")
         terminal.wait()
+
+
+COUNTS = """
+[[agents]]
+path = "*/job_*"
+[agents.captures]
+job = { in = "first", match = '^Job ID: (.+)$' }
+item = { in = "first", match = '^Item ID: (.+)$' }
+[[agents.steps]]
+[[agents.steps.calls]]
+name = "report_agent_job_result"
+arguments = { job_id = "{job}", item_id = "{item}", result = { ok = true } }
+[[agents]]
+path = "/root"
+[[agents.steps]]
+text = "beside"
+"""
+
+
+def test_an_exec_and_a_job_run_work_beside_a_consoles_engine(home: Path) -> None:
+    """Three engines in three processes, one store; each ends what is its own."""
+    (home.parent / "counts.toml").write_text(COUNTS)
+    (home.parent / "rows.csv").write_text("name\n" + "".join(f"{n}\n" for n in range(40)))
+    out = home.parent / "out.csv"
+    words = ("--base-url", f"scripted:{home.parent / 'counts.toml'}", *FREE)
+    job = ("job", "run", str(home.parent / "rows.csv"), "--instruction", "Do {name}.", "--output", str(out))
+    with watchroom(home, "open it", *model(home)) as terminal:
+        at_the_gate(terminal)
+        pid = engine(home)
+        with (
+            verb(home, *job, *words, "--json") as counting,
+            verb(home, "exec", "go", *words) as one,
+            verb(home, "exec", "go", *words) as two,
+        ):
+            for process in (one, two):
+                assert (process.communicate(timeout=30)[0], process.returncode) == ("beside\n", exits.OK)
+            ended = json.loads(counting.communicate(timeout=30)[0])
+        assert (ended["status"], ended["completed_items"]) == ("completed", 40)
+        assert len(out.read_text().splitlines()) == 41
+        assert sorted(str(session["status"]) for session in sessions(home)) == [*["completed"] * 3, "running"]
+        assert [record.pid for record in directory.living(home)] == [pid]
+        open_gate(home)
+        terminal.until("The gate was opened.")
+    assert run(home, "doctor", *words).returncode == exits.OK
+
+
+@contextmanager
+def verb(home: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of its own that runs beside this test, and not longer."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENTRY, *words],
+        env={**os.environ, **environment(home)},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def test_resume_of_a_swarm_that_runs_attaches_or_says_who_has_it(home: Path) -> None:
