@@ -145,7 +145,7 @@ async def test_a_server_that_never_recovers_ends_the_turn_after_five_requests(
     broken = step(text="never", fault={"kind": "server_error", "times": 0, "message": "Out of order."})
     async with stage.play({"/root": [broken]}, clock=clock) as watched:
         for number in range(1, 5):
-            await watched.until(lambda s, number=number: s.agents[watched.root].retries == number)
+            await watched.until(lambda s, number=number: s.agents[watched.root].retries >= number)
             await passes(clock, 8)
         await watched.quiet()
     assert len(stage.log) == 5
