@@ -41,7 +41,7 @@ from core.scripted.scenario import ScenarioError, load_scenario
 from core.store.errors import NotFound, Owned, StoreError
 from core.store.store import Store
 from core.tools.base import Tool
-from core.tools.sandbox import Sandbox
+from core.tools.sandbox import Sandbox, find_program, secrets_below
 from core.tools.shell import ExecCommand, ShellPolicy
 
 log = logging.getLogger("watchroom.engine")
@@ -126,7 +126,8 @@ class Engine:
         """Swarms on their way: being resumed."""
         self._moving = asyncio.Lock()
         """Held while a swarm of the store comes or goes."""
-        self._sandbox: tuple[Sandbox | None, str] | None = None
+        self._sandboxes: dict[str | None, tuple[Sandbox | None, str]] = {}
+        """By program; None: what is said where there is none."""
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
         self._serving_tasks: set[asyncio.Task[None]] = set()
@@ -289,10 +290,7 @@ class Engine:
         found = await self.store.reader.load_state(command.swarm)
         settings = settings_of(command.setup, self.settings)
         config = swarm_config(
-            settings,
-            found.cwd,
-            command.unattended or _unattended(found),
-            threads=found.slots if found.source == "job" else None,
+            settings, found.cwd, command.unattended or _unattended(found), threads=_threads(found, settings)
         )
         async with AsyncExitStack() as held:
             hosted = await self._host(held, found.swarm, command.setup, settings, config)
@@ -394,13 +392,15 @@ class Engine:
             slots=swarm.slots.capacity,
             group=self._group,
         )
+        environment = environment_of(setup)
         policy = ShellPolicy(
             approval_policy=settings.approval_policy,
             mode=settings.sandbox,
             sandbox=sandbox,
             workspace=config.cwd,
-            hidden=(self.settings.home, *self._hidden),
-            environment=environment_of(setup),
+            # The starter's HOME need not be that of whoever started the engine.
+            hidden=(self.settings.home, *self._hidden, *secrets_below(environment.get("HOME", ""))),
+            environment=environment,
         )
         return Hosted(
             swarm=swarm,
@@ -429,14 +429,16 @@ class Engine:
         await ready.wait()
 
     async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
-        """This machine's sandbox, looked for once; None when there is none or it is turned off."""
+        """The sandbox for this swarm, or None where there is none or it is turned off. Each program is tried
+        out once, and none that lies in the swarm's own workspace is used, whoever else uses it."""
         if config.sandbox == "off":
             return None
-        if self._sandbox is None:
-            self._sandbox = await Sandbox.detect(config.cwd, self.clock)
-            if self._sandbox[0] is None:
-                log.warning("no sandbox: %s", self._sandbox[1])
-        return self._sandbox[0]
+        program = find_program("bwrap", config.cwd)
+        if program not in self._sandboxes:
+            found, why = self._sandboxes[program] = await Sandbox.detect(config.cwd, self.clock)
+            if found is None:
+                log.warning("no sandbox: %s", why)
+        return self._sandboxes[program][0]
 
     async def _watch_store(self) -> None:
         """A store that cannot be written is fatal (decision 13)."""
@@ -562,6 +564,17 @@ class Engine:
 
 def _unattended(state: SwarmState) -> Literal["wait", "refuse"]:
     return "refuse" if state.unattended == "refuse" else "wait"
+
+
+def _threads(state: SwarmState, settings: Settings) -> int | None:
+    """The slots of a swarm that comes back, if they are not those of the settings: a job has those that it
+    began with, and nobody waits for ever because a new limit leaves no slot beside the root's."""
+    if state.source == "job":
+        return state.slots
+    below = any(agent.parent is not None and agent.status != "shutdown" for agent in state.agents.values())
+    if settings.agents.max_threads < 2 and (below or not all(job.ended for job in state.jobs.values())):
+        return 2
+    return None
 
 
 def _listed(state: SwarmState) -> dict[str, Any]:

@@ -154,12 +154,17 @@ def find_program(name: str, cwd: Path) -> str | None:
     return None
 
 
+def secrets_below(home: str) -> list[Path]:
+    """Where well-known secrets are in somebody's home, whether or not they exist."""
+    return [Path(home, name) for name in SECRETS] if os.path.isabs(home) else []
+
+
 def _home_secrets() -> list[Path]:
     """In HOME and in the home that the system knows: HOME may be unset, or lead elsewhere."""
-    homes = [os.environ.get("HOME", "")]
+    homes = {os.environ.get("HOME", "")}
     with suppress(KeyError):  # this user id has no entry
-        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
-    return [Path(home, name) for home in dict.fromkeys(homes) if os.path.isabs(home) for name in SECRETS]
+        homes.add(pwd.getpwuid(os.getuid()).pw_dir)
+    return [path for home in homes for path in secrets_below(home)]
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:
