@@ -7,17 +7,30 @@ another version is refused with a sentence that says which one to run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import replace
 
 from core.channel.feed import Events
-from core.domain.commands import AnyCommand, EngineInfo, FeedItem, Page, PageRequest, Reply
+from core.domain.commands import (
+    AnyCommand,
+    Delta,
+    EngineInfo,
+    FeedItem,
+    Lagged,
+    Page,
+    PageRequest,
+    Reply,
+    Snapshot,
+)
 from core.safety.text import clean_line, shorten
 from core.version import VERSION
 
 PROTOCOL = 1
+AGENTS_AT_ONCE = 500
 Id = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 """Chosen by the client, for requests and subscriptions alike; never used twice on a connection."""
 
@@ -118,11 +131,26 @@ decode_to_server = msgspec.json.Decoder(ToServer).decode
 decode_to_client = msgspec.json.Decoder(ToClient).decode
 
 
-def encode_item(id: int, item: FeedItem | Events) -> bytes:
+def encode_item(id: int, item: Delta | Lagged | Events) -> bytes:
     """An Item. Events go as the JSON that the store holds: nothing is encoded once per reader."""
     if isinstance(item, Events):
         return _batch(id, item.bodies)
     return encode(Item(id=id, item=item))
+
+
+def snapshot_parts(id: int, item: Snapshot) -> Iterator[bytes]:
+    """An Item in parts, so that a swarm of thousands of agents does not hold up the loop: a part takes about
+    a millisecond. Their concatenation is the message."""
+    hollow = replace(item, state=replace(item.state, agents={}))
+    # In a text the quotes would be escaped.
+    before, mark, behind = encode(Item(id=id, item=hollow)).partition(b'"agents":{}')
+    yield before + mark[:-1]
+    agents = iter(item.state.agents.items())
+    comma = b""
+    while some := dict(islice(agents, AGENTS_AT_ONCE)):
+        yield comma + encode(some)[1:-1]
+        comma = b","
+    yield mark[-1:] + behind
 
 
 def _batch(id: int, bodies: Sequence[str]) -> bytes:

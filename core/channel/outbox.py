@@ -7,18 +7,24 @@ from collections import deque
 
 from core.channel.feed import Reader
 from core.channel.hub import Hub
-from core.channel.messages import End, encode, encode_item
+from core.channel.messages import End, encode, encode_item, snapshot_parts
+from core.clock import Clock
+from core.domain.commands import Snapshot
 
 FULL = 128
 """Replies that may wait before the client is no longer heard."""
+FULL_BYTES = 8 * 1024 * 1024
+"""The same in bytes: a page may have megabytes."""
 
 
 class Outbox:
     """One reader (`next`) and any number of writers, all of one loop; writing never waits."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, clock: Clock) -> None:
         self._hub = hub
+        self._clock = clock
         self._replies: deque[bytes] = deque()
+        self._bytes = 0
         self._feeds: dict[int, tuple[str, Reader]] = {}
         self._turns: deque[int] = deque()
         """Ids of the feeds, the one whose turn is next first."""
@@ -38,12 +44,17 @@ class Outbox:
     def put(self, message: bytes) -> None:
         """A reply; it goes before every item of a feed."""
         self._replies.append(message)
-        if len(self._replies) >= FULL:
+        self._bytes += len(message)
+        if self._full:
             self._room.clear()
         self._wake.set()
 
+    @property
+    def _full(self) -> bool:
+        return len(self._replies) >= FULL or self._bytes >= FULL_BYTES
+
     async def room(self) -> None:
-        """Returns once fewer than `FULL` replies wait."""
+        """Returns once fewer than `FULL` replies and `FULL_BYTES` wait."""
         await self._room.wait()
 
     def subscribed(self, id: int) -> bool:
@@ -74,22 +85,29 @@ class Outbox:
         while True:
             if self._replies:
                 message = self._replies.popleft()
-                if len(self._replies) < FULL:
+                self._bytes -= len(message)
+                if not self._full:
                     self._room.set()
                 return message
-            if (item := self._item()) is not None:
+            if (item := await self._item()) is not None:
                 return item
             if self._ended:
                 return None
             self._wake.clear()
             await self._wake.wait()
 
-    def _item(self) -> bytes | None:
+    async def _item(self) -> bytes | None:
         for _ in range(len(self._turns)):
             id = self._turns[0]
             self._turns.rotate(-1)
             reader = self._feeds[id][1]
-            if (item := reader.take()) is not None:
+            if isinstance(item := reader.take(), Snapshot):
+                parts = []
+                for part in snapshot_parts(id, item):
+                    parts.append(part)
+                    await self._clock.sleep(0)  # the engine's turn
+                return b"".join(parts)
+            if item is not None:
                 return encode_item(id, item)
             if reader.ended:
                 self.unsubscribe(id)

@@ -164,8 +164,9 @@ class Connection:
         self._info = info
         self._clock = clock
         self._starts = starts
-        self._out = Outbox(hub)
+        self._out = Outbox(hub, clock)
         self._requests: dict[int, asyncio.Task[None]] = {}
+        self._paging = asyncio.Lock()
         self._finished = asyncio.Event()
 
     def finish(self) -> None:
@@ -310,18 +311,15 @@ class Connection:
             return await self._hub.send(command)
         except ClientError as error:
             return Reply(ok=False, code="closed", error=str(error))
-        except Exception:
-            log.exception("a command failed: %s", type(command).__name__)
-            return Reply(ok=False, code="error", error="the engine failed on this command; its log says how")
 
     async def _page(self, ask: m.AskPage) -> bytes:
         try:
-            return m.encode(m.PageAnswer(id=ask.id, page=await self._hub.page(ask.request)))
+            # One after the other, and none while the client does not read: pages are large.
+            async with self._paging:
+                await self._out.room()
+                return m.encode(m.PageAnswer(id=ask.id, page=await self._hub.page(ask.request)))
         except ClientError as error:
             return m.encode(m.Failed(id=ask.id, message=str(error)))
-        except Exception:
-            log.exception("a page failed: %s", type(ask.request).__name__)
-            return m.encode(m.Failed(id=ask.id, message="the engine failed on this page; its log says how"))
 
     def _subscribe(self, message: m.Subscribe) -> None:
         if self._out.subscribed(message.id):

@@ -15,6 +15,7 @@ from core.channel.feed import Events
 from core.channel.frames import FrameError, pack, read_frame, read_prompt_frame
 from core.domain import commands as c
 from core.domain import events as e
+from core.domain.state import AgentState, SwarmState
 from core.version import VERSION
 from tests.clock import FakeClock
 
@@ -85,6 +86,29 @@ def test_a_batch_put_together_from_stored_text_is_the_batch(texts: list[str], id
     events: list[Any] = [note(n + 1, text) for n, text in enumerate(texts)]
     body = m.encode_item(id, Events(events, [e.encode(event).decode() for event in events]))
     assert m.decode_to_client(body) == m.Item(id=id, item=c.Batch(events=tuple(events)))
+
+
+@given(
+    st.lists(st.text() | st.just('"agents":{}'), max_size=12),
+    st.text() | st.just('","agents":{},"'),
+    st.integers(1, 5),
+)
+def test_a_snapshot_put_together_from_parts_is_the_snapshot(
+    texts: list[str], title: str, at_once: int
+) -> None:
+    agents = {
+        f"{n}{text}": AgentState(thread=f"{n}", path=text, nickname=text, status_message=title)
+        for n, text in enumerate(texts)
+    }
+    streaming = tuple(c.Streaming(thread="t", response="r", text=text) for text in texts)
+    item = c.Snapshot(
+        state=SwarmState(swarm=title, title=title, cwd=title, agents=agents), streaming=streaming
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(m, "AGENTS_AT_ONCE", at_once)
+        parts = list(m.snapshot_parts(7, item))
+    assert b"".join(parts) == m.encode(m.Item(id=7, item=item))
+    assert len(parts) == 2 + -(-len(texts) // at_once)
 
 
 @pytest.mark.parametrize(
