@@ -106,8 +106,8 @@ class Agent:
 
     @property
     def busy(self) -> bool:
-        """In a turn, or in line for one."""
-        return self._turn is not None
+        """In a turn, in line for one, or about to go on with one that is recorded as begun."""
+        return self._turn is not None or self._begun is not None
 
     @property
     def closing(self) -> bool:
@@ -253,9 +253,11 @@ class Agent:
 
     def _next_is_due(self) -> bool:
         """Whether, after the present turn if there is one, another starts without anything new."""
-        if self._closing is not None or self.swarm.ending:
+        if self._closing is not None:
             return False
-        return self._fresh or self._begun is not None or self._trigger() is not None
+        if self._begun is not None:
+            return True  # also in a swarm that ends: its end must be recorded
+        return not self.swarm.ending and (self._fresh or self._trigger() is not None)
 
     def _trigger(self) -> e.MailQueued | None:
         """The mail that starts the next turn. After an interrupt only newer mail counts (decision 20)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.agents.swarm import Swarm, SwarmEnding
+from core.agents.swarm import Refused, Swarm, SwarmEnding
+from core.jobs.errors import JobInputError
 from core.jobs.workers import Outcome, WorkersGone
 from core.tools.base import Tool
 
@@ -14,6 +15,12 @@ class JobWorkers:
 
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
+
+    def check_role(self, role: str | None) -> None:
+        try:
+            self._swarm.role(role)
+        except Refused as error:
+            raise JobInputError(str(error)) from None
 
     async def run_worker(
         self,

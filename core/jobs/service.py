@@ -189,6 +189,7 @@ class JobService:
         no moment at which a job is stored that nobody will run."""
         if self._closed:
             raise JobInputError("the swarm is ending; no job is started")
+        self._workers.check_role(checked.request.role)
         runner = JobRunner(_plan(self.swarm, owner, checked), self._store, self._workers, self._clock)
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._runners[checked.job] = runner
@@ -261,6 +262,7 @@ class JobService:
     async def _go_on(self, stored: StoredJob) -> None:
         owner = self._store.state(self.swarm).agents.get(stored.owner or "")
         try:
+            self._workers.check_role(stored.role)
             plan = plan_of(self.swarm, stored, self.slots, tell_owner=owner is not None and owner.turns > 0)
         except (JobInputError, ValueError) as error:
             reason = shorten(clean_line(f"the job cannot be gone on with: {error}"), MAX_REASON_CHARS)

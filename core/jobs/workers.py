@@ -22,6 +22,10 @@ class WorkersGone(Exception):
 
 
 class Workers(Protocol):
+    def check_role(self, role: str | None) -> None:
+        """Raises JobInputError if there is no such role."""
+        ...
+
     async def run_worker(
         self,
         *,

@@ -171,6 +171,18 @@ async def test_a_job_by_an_agent_measures_real_files_and_tells_it_the_counts(tmp
     assert "job" in [w.wait.reason for w in watched.of(e.AgentWaits, "/root") if w.wait is not None]
 
 
+async def test_a_job_for_a_role_that_is_not_there_is_refused_before_a_row_is_tried(tmp_path: Path) -> None:
+    job = call("spawn_agents_on_csv", csv_path="in.csv", instruction="Do it", agent_type="counter")
+    root = scenario({"/root": [step(job), step(text="I see")]})
+    settings = settings_for(tmp_path, root + WORKERS, sandbox="off")
+    line_files(settings)
+    async with engine(settings) as client, swarm(client) as watched:
+        await watched.quiet()
+    [output] = outputs(watched, "/root", "spawn_agents_on_csv")
+    assert output == "there is no role 'counter'; the roles are: default"
+    assert not watched.state.jobs
+
+
 async def test_limit_2_and_a_job_below_a_sub_agent(tmp_path: Path) -> None:
     agents = {
         "/root": [

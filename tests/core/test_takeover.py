@@ -400,6 +400,28 @@ async def test_a_root_that_is_closed_as_it_comes_back(
         await check(two.engine, swarm)
 
 
+async def test_an_engine_that_stops_as_a_root_comes_back_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = team(tmp_path, tmp_path / "home", HANG)
+    async with stand(settings) as one:
+        swarm = (await one.send(StartSwarm(task="go")))["swarm"]
+        await one.until(swarm, lambda s: any(a.status == "running" for a in s.agents.values()))
+    async with stand(team(tmp_path, tmp_path / "home", HANG)) as two:
+        ending: list[asyncio.Task[None]] = []
+        restore = Begin.restore
+
+        def and_stop(begin: Begin) -> None:
+            restore(begin)
+            ending.append(asyncio.create_task(two.engine.end_swarms()))
+
+        monkeypatch.setattr(Begin, "restore", and_stop)
+        assert (await two.resume(swarm)).ok
+        await ending[0]
+        assert two.at(swarm, "/root").status_message == "by engine: the engine was stopped"
+        await check(two.engine, swarm)
+
+
 # --- kill -9 -----------------------------------------------------------------------------------------
 
 

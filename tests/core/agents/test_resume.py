@@ -455,6 +455,18 @@ async def test_idle_agents_hold_no_slot_and_all_go_on(later: Later) -> None:
         await check(two.engine, swarm)
 
 
+async def test_nobody_waits_for_a_slot_that_a_new_limit_has_taken(later: Later) -> None:
+    async with later.first({"/root": [SPAWN_A, HANG_ON], "/root/a": [HANG_ON]}) as (one, swarm, _):
+        await one.until(swarm, running("/root/a"))
+        later.dies()
+    again = step(call("followup_task", target="a", message="go on"))
+    after = {"/root": [SPAWN_A, again, WAIT_A, step(text="over")], "/root/a": [{"text": "x"}, {"text": "y"}]}
+    async with later.second(after, swarm, agents={"max_threads": 1}) as two:
+        await two.quiet(swarm)
+        assert two.at(swarm, "/root/a").status == "completed"
+        assert two.engine.state(swarm).slots == 2
+
+
 def test_states_are_told_apart_by_who_stopped_them() -> None:
     def stopped(by: str, reason: str = "") -> bool:
         story: list[e.Event] = [

@@ -13,6 +13,7 @@ from typing import Any
 from core.config import JobsSettings
 from core.domain.events import AgentSpawned, AnyEvent, SwarmStarted
 from core.domain.state import JobState
+from core.jobs.errors import JobInputError
 from core.jobs.service import JobRequest, JobService
 from core.jobs.workers import Outcome
 from core.store.store import Store
@@ -118,7 +119,12 @@ class Room:
         self.running = 0
         self.peak = 0
         self.events: list[AnyEvent] = []
+        self.no_roles: set[str] = set()
         self._changed = asyncio.Event()
+
+    def check_role(self, role: str | None) -> None:
+        if role in self.no_roles:
+            raise JobInputError(f"there is no role {role!r}")
 
     async def run_worker(self, **given: Any) -> Outcome:
         worker = Worker(self, given)

@@ -161,6 +161,18 @@ async def test_no_csv_is_written_by_itself_where_none_was_wanted(room: Room, pat
         assert [file.name for file in room.folder.iterdir()] == ["in.csv"]
 
 
+async def test_a_role_that_is_gone_ends_the_job_and_fails_no_row(room: Room) -> None:
+    room.behave = hangs
+    async with begun(room, rows=3, at_work=2, max_concurrency=2, role="auditor") as job:
+        room.no_roles = {"auditor"}
+        before = len(room.workers)
+        await goes_on(room)
+        state = room.job(job)
+        assert (state.status, state.failed, state.pending) == ("failed", 0, 3)
+        assert state.last_error == "the job cannot be gone on with: there is no role 'auditor'"
+        assert len(room.workers) == before
+
+
 async def test_a_stop_that_was_accepted_is_not_forgotten(room: Room) -> None:
     async def stops(worker: Worker) -> Outcome:
         if worker.item == "row-2":
