@@ -34,13 +34,20 @@ class Hub:
 
     async def send(self, command: AnyCommand) -> Reply:
         """Carry out a command. One that was accepted is carried out, also when whoever sent it no longer
-        waits. Raises EngineGone once the engine stops."""
+        waits. A bug behind it is a reply too. Raises EngineGone once the engine stops."""
         if self._closed:
             raise EngineGone("the engine has stopped")
-        task = asyncio.create_task(self._engine.handle(command))
+        task = asyncio.create_task(self._handle(command))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
         return await asyncio.shield(task)
+
+    async def _handle(self, command: AnyCommand) -> Reply:
+        try:
+            return await self._engine.handle(command)
+        except Exception:
+            log.exception("a command failed: %s", type(command).__name__)
+            return Reply(ok=False, code="error", error="the engine failed on this command; its log says how")
 
     async def page(self, request: PageRequest) -> Page:
         """Raises ClientError."""
@@ -48,6 +55,9 @@ class Hub:
             return await self._engine.page(request)
         except EngineError as error:
             raise ClientError(str(error)) from error
+        except Exception as error:
+            log.exception("a page failed: %s", type(request).__name__)
+            raise ClientError("the engine failed on this page; its log says how") from error
 
     def subscribe(self, swarm: str, wake: asyncio.Event | None = None) -> Reader:
         """A reader of the swarm's feed, to be given back by `unsubscribe`. Raises ClientError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from core.domain import events as e
 from core.domain.apply import apply
 from core.domain.state import SwarmState
 from core.view.swarm import SwarmView
-from tests.core.agents.scenarios import scenario, step
+from tests.core.agents.scenarios import call, scenario, step
 from tests.core.channel.wire import SWARM, Stage, remote_engine, staged, until, wired
 from tests.core.harness import settings_for, swarm
 
@@ -87,7 +88,9 @@ async def test_bytes_that_are_no_text_do_not_stop_a_command(opens: Opens, tmp_pa
     setup = setup_of(settings := settings_for(tmp_path, HELLO), {"LC_ALL": "\udcff", "PATH": "/bin:/\udce9"})
     async with opens(settings) as client, swarm(client, "caf\udce9", setup=setup) as watched:
         await watched.quiet()
-        assert [m.text for m in watched.of(e.UserMessage)] == ["caf\ufffd"]
+        page = await client.page(c.GetEvents(swarm=watched.swarm))
+        assert isinstance(page, c.EventsPage)
+        assert [m.text for m in page.events if isinstance(m, e.UserMessage)] == ["caf\ufffd"]
 
 
 async def test_many_commands_at_once_get_their_own_replies() -> None:
@@ -115,6 +118,20 @@ async def test_a_command_whose_sender_left_is_carried_out(kind: str) -> None:
         stage.gate.set()
         await until(lambda: stage.done == ["do it"])
         assert (await client.send(c.ListSwarms())).ok, "and the client goes on"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_bug_behind_a_command_or_a_page_is_one_sentence(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene(kind) as (_, client):
+        reply = await client.send(c.SendInput(swarm=SWARM, thread="t", text="break"))
+        assert (reply.ok, reply.code) == (False, "error")
+        assert reply.error == "the engine failed on this command; its log says how"
+        with pytest.raises(ClientError, match="the engine failed on this page; its log says how"):
+            await client.page(c.GetAgents(swarm=SWARM))
+        assert (await client.send(c.ListSwarms())).ok
+    assert caplog.messages == ["a command failed: SendInput", "a page failed: GetAgents"]
 
 
 # --- the feed ----------------------------------------------------------------------------------------------
@@ -278,16 +295,105 @@ async def test_a_page_of_what_is_not_there_is_one_sentence(opens: Opens, tmp_pat
             assert str(caught.value).isprintable()
 
 
+PAIR = scenario(
+    {
+        "/root": [
+            step(
+                call("spawn_agent", task_name="a", message="x"),
+                call("spawn_agent", task_name="b", message="y"),
+            ),
+            step(call("wait_agent", targets=["a", "b"], mode="all", timeout_ms=600_000)),
+            step(text="both"),
+        ],
+        "/root/a": [step(text="a is done")],
+        "/root/b": [
+            step(call("update_plan", plan=[{"step": "s", "status": "completed"}])),
+            step(text="b is done"),
+        ],
+    }
+)
+
+
+async def test_events_come_in_pages_by_seq_and_by_agent(opens: Opens, tmp_path: Path) -> None:
+    """Each page against a slice of the journal."""
+    async with opens(settings_for(tmp_path, PAIR)) as client, swarm(client) as watched:
+        await watched.quiet()
+        whole = await client.page(c.GetEvents(swarm=watched.swarm))
+        assert isinstance(whole, c.EventsPage)
+        journal, last = whole.events, whole.seq
+        assert [event.seq for event in journal] == list(range(1, last + 1))
+        threads = [agent.thread for agent in watched.state.agents.values()]
+        for agent, limit, edge in product((None, *threads), (1, 7, 1000), (0, 1, last // 2, last, last + 9)):
+            mine = [event for event in journal if agent in (None, event.agent)]
+            newer = [event for event in mine if event.seq > edge]
+            older = [event for event in mine if event.seq < edge]
+            asked = {"swarm": watched.swarm, "agent": agent, "limit": limit}
+            page = await client.page(c.GetEvents(**asked, after=edge))
+            assert page == c.EventsPage(events=tuple(newer[:limit]), seq=last, more=len(newer) > limit)
+            page = await client.page(c.GetEvents(**asked, before=edge))
+            assert page == c.EventsPage(events=tuple(older[-limit:]), seq=last, more=len(older) > limit)
+
+
+async def test_a_transcript_is_the_same_in_pages_from_either_end(opens: Opens, tmp_path: Path) -> None:
+    async with opens(settings_for(tmp_path, PAIR)) as client, swarm(client) as watched:
+        await watched.quiet()
+        for thread in watched.state.agents:
+            whole = await client.page(c.GetTranscript(swarm=watched.swarm, thread=thread))
+            assert isinstance(whole, c.TranscriptPage)
+            assert {event.agent for event in whole.events} == {thread}
+            assert len(whole.events) > 1
+            forth: list[e.AnyEvent] = []
+            back: list[e.AnyEvent] = []
+            for found, more in ((forth, True), (back, True)):
+                while more:
+                    edge = {"after": found[-1].seq if found else 0}
+                    if found is back:
+                        edge = {"before": back[0].seq if back else whole.seq + 1}
+                    page = await client.page(
+                        c.GetTranscript(swarm=watched.swarm, thread=thread, limit=2, **edge)
+                    )
+                    assert isinstance(page, c.TranscriptPage)
+                    assert 0 < len(page.events) <= 2
+                    found[:] = [*found, *page.events] if found is forth else [*page.events, *found]
+                    more = page.more
+            assert tuple(forth) == tuple(back) == whole.events
+
+
+async def test_agents_come_in_pages_by_order_and_by_status(opens: Opens, tmp_path: Path) -> None:
+    async with opens(settings_for(tmp_path, PAIR)) as client, swarm(client) as watched:
+        await watched.quiet()
+        closed = await client.send(c.Close(swarm=watched.swarm, thread=watched.at("/root/a").thread))
+        assert closed.ok
+        agents = sorted(watched.state.agents.values(), key=lambda agent: agent.order)
+        statuses = {"completed": 2, "shutdown": 1}
+        await watched.until(lambda state: watched.at("/root/a").status == "shutdown")
+        for status, start, limit in product(
+            ((), ("completed",), ("shutdown", "errored")), range(4), (1, 2, 9)
+        ):
+            fitting = [
+                agent for agent in agents if agent.order >= start and (not status or agent.status in status)
+            ]
+            page = await client.page(
+                c.GetAgents(swarm=watched.swarm, status=status, start=start, limit=limit)
+            )
+            assert isinstance(page, c.AgentsPage)
+            assert (page.agents, page.counts) == (tuple(fitting[:limit]), statuses)
+            assert page.truncated is (len(fitting) > limit)
+
+
 async def test_job_rows_come_in_pages(opens: Opens, tmp_path: Path) -> None:
     settings = settings_for(tmp_path, scenario({"/root": [step(text="x")]}))
-    (settings.cwd / "rows.csv").write_text("name\na\nb\nc\n")
+    (settings.cwd / "rows.csv").write_text("name\n" + "".join(f"{n}\n" for n in range(7)))
     async with opens(settings) as client:
         reply = await client.send(c.RunJob(input_path="rows.csv", instruction="look at {name}"))
         assert reply.ok, reply.error
-        request = c.GetJobRows(swarm=reply.value["swarm"], job=reply.value["job"], start=1, limit=1)
-        page = await client.page(request)
-        assert isinstance(page, c.JobRowsPage)
-        assert (page.total, [row.row_index for row in page.rows], page.more) == (3, [1], True)
+        for start, limit in product((0, 1, 6, 7, 99), (1, 3, 9)):
+            page = await client.page(
+                c.GetJobRows(swarm=reply.value["swarm"], job=reply.value["job"], start=start, limit=limit)
+            )
+            assert isinstance(page, c.JobRowsPage)
+            assert [row.row_index for row in page.rows] == list(range(7))[start : start + limit]
+            assert (page.total, page.more) == (7, start + limit < 7)
 
 
 async def test_a_page_of_rows_is_not_newer_than_it_says(

@@ -389,15 +389,6 @@ async def test_a_server_that_ends_gives_the_replies_it_owes() -> None:
             assert items == [c.Snapshot]
 
 
-async def test_a_bug_behind_a_command_is_a_reply(caplog: pytest.LogCaptureFixture) -> None:
-    async with staged() as place, connect(place.socket) as client:
-        reply = await client.send(c.SendInput(swarm=SWARM, thread="t", text="break"))
-        assert (reply.ok, reply.code) == (False, "error")
-        assert "log" in reply.error
-        assert (await client.send(c.ListSwarms())).ok
-    assert "a command failed: SendInput" in caplog.text
-
-
 async def test_replies_go_before_what_the_feed_has() -> None:
     async with staged() as place, introduced(place.socket) as (reader, writer):
         tell(writer, m.Subscribe(id=1, swarm=SWARM))
