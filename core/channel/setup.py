@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from core.config import FileSettings, Settings
+from core.config import SCRIPTED, FileSettings, Settings
 from core.domain.commands import Setup
 from core.safety.redact import secret_values
 from core.tools.environment import listed
@@ -18,6 +18,16 @@ def setup_of(settings: Settings, environ: Mapping[str, str] | None = None) -> Se
     """The setup of whoever runs with these settings in this environment."""
     environ = os.environ if environ is None else environ
     dumped = settings.model_dump(mode="json", include=set(FileSettings.model_fields) - NOT_SENT)
+    dumped["base_url"] = _from_anywhere(settings.base_url)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
     secrets = secret_values(environ, [settings.api_key_env]) | ({key} if key is not None else set())
     return Setup(settings=dumped, api_key=key, environment=listed(environ), secrets=tuple(sorted(secrets)))
+
+
+def _from_anywhere(base_url: str) -> str:
+    """The file of a scripted model by a path that does not depend on the folder or the home of who reads it:
+    an engine works in another one."""
+    name = base_url.removeprefix(SCRIPTED)
+    if name == base_url or not ("/" in name or name.endswith(".toml")):
+        return base_url
+    return SCRIPTED + os.path.abspath(os.path.expanduser(name))
