@@ -76,7 +76,7 @@ class WatchroomApp(App[str]):
 
     `connect` opens the engine (or reaches it) and gives a Client; `start` begins a swarm, resumes one, or
     names one that runs; `again` is what R does when the engine is gone (None: `connect` once more). `attach`
-    is the command to come back with, without the id. `run()` returns the line to print afterwards; `failure`
+    is the command to come back with, without the id. `run()` returns the lines to print afterwards; `failure`
     holds one sentence if the swarm could not be started or the engine is gone, and then `return_code` is 1.
     """
 
@@ -535,6 +535,6 @@ class WatchroomApp(App[str]):
         return "closed" if self._disconnected.is_set() else "ended"
 
     def summary(self) -> str:
-        """The line to print after the console is gone; empty if there was no swarm."""
+        """What to print after the console is gone; empty if there was no swarm."""
         state = self.view.state
         return farewell(state, self.fate(), self.attach) if state.swarm else ""

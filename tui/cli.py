@@ -107,8 +107,8 @@ def find_verb(argv: Sequence[str]) -> tuple[str, list[str]]:
         if second is None and {"-h", "--help"} & set(rest):
             print(_group_help(word, group))
             raise SystemExit(exits.OK)
-        said = "nothing" if second is None else quote(rest[second])
-        raise exits.Quit(exits.USAGE, f"{word} needs one of {', '.join(group)} after it, not {said}")
+        instead = "" if second is None else f", not {quote(rest[second])}"
+        raise exits.Quit(exits.USAGE, f"{word} needs one of {', '.join(group)} after it{instead}")
     _refuse_near_verb(word)
     return "", list(argv)
 
@@ -154,8 +154,8 @@ def parser_of(name: str) -> ArgumentParser:
 
             hint = f"see: {self.prog} --help"
             left_over = message.startswith("unrecognized arguments: ") and " -" not in message
-            if left_over and name in ("", "exec"):
-                hint = f"a task of several words goes into quotes; {hint}"
+            if left_over and (what := {"": "task", "exec": "task", "agent send": "text"}.get(name)):
+                hint = f"a {what} of several words goes into quotes; {hint}"
             raise exits.Quit(exits.USAGE, f"{clean_line(message)} ({hint})")
 
     verb = VERBS[name]

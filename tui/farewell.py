@@ -1,4 +1,4 @@
-"""The line on the terminal after the console is gone: how the swarm stands, and the command to come back."""
+"""What stays on the terminal after the console is gone: how the swarm stands, and the way back to it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ def short_id(swarm: str) -> str:
 
 
 def farewell(state: SwarmState, fate: Fate, attach: str = "watchroom attach") -> str:
-    """One line. `attach` is the command that comes back to the engine, without the id."""
+    """How the swarm stands, and on a line of its own, so that it can be copied, the command to come back.
+    `attach` is the one that comes back to the engine, without the id."""
     over = fate in ("stopped", "ended", "closed")  # without an owner nothing runs (decision 2)
     counts: dict[str, int] = {}
     for agent in state.agents.values():
         # The feed ends before the engine does: what it stopped on its way out is interrupted by now.
         status = "interrupted" if over and (agent.live or agent.wait) else agent.status
         counts[status] = counts.get(status, 0) + 1
-    words = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
-    going_on = state.active() or counts.get("interrupted")
     swarm = short_id(state.swarm)
-    resume = f"watchroom resume {swarm}"
-    if fate == "goes on":
-        after = f"the engine goes on; come back with: {attach} {swarm}"
-    elif fate == "lost":
-        after = f"the connection is lost; come back with: {attach} {swarm}"
-    elif fate == "stopped":
-        after = f"the engine was stopped; go on with: {resume}"
-    elif fate == "stopping":
-        after = f"the engine is still stopping; go on with: {resume}"
-    elif fate == "ended":
-        after = f"the engine has ended; go on with: {resume}"
+    how = {
+        "goes on": "; the engine goes on",
+        "lost": "; the connection is lost",
+        "stopped": "; the engine was stopped",
+        "stopping": "; the engine is still stopping",
+        "ended": "; the engine has ended",
+        "closed": "",
+    }[fate]
+    words = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counts.items())
+    if fate in ("goes on", "lost"):
+        back = f"come back with: {attach} {swarm}"
+    elif fate == "closed" and not (state.active() or counts.get("interrupted")):
+        back = f"look at it with: watchroom session show {swarm}"
     else:
-        after = resume if going_on else f"watchroom session show {swarm}"
-    return f"swarm {swarm}: {words}; {after}"
+        back = f"go on with: watchroom resume {swarm}"
+    return f"swarm {swarm}: {words}{how}\n{back}"

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.safety.text import clean_line
+from core.safety.text import clean, clean_line
 from tui import exits, setup, signals
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def open_console(
         return signals.run(lambda: _run(app))
     finally:
         if summary := app.summary():
-            print(clean_line(summary))
+            print(clean(summary))
         if keeps is not None:
             _keep(keeps, app)
         if app.exit_code:

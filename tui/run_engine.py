@@ -22,6 +22,7 @@ from core.clock import Clock, SystemClock
 from core.domain.commands import ListSwarms, StopEngine
 from core.safety.text import clean_line
 from tui import exits, reading, setup, signals
+from tui.farewell import short_id
 
 if TYPE_CHECKING:
     from core.channel.directory import Claim
@@ -264,5 +265,6 @@ def _tell(stopped: Stopped, as_json: bool) -> None:
 def _interrupted(swarms: list[dict[str, Any]]) -> str:
     if not swarms:
         return "nothing was running"
-    named = [f"{clean_line(swarm['title']) or 'untitled'} ({swarm['swarm']})" for swarm in swarms]
-    return f"interrupted: {', '.join(named)}; to go on: watchroom resume ID"
+    named = [f"{clean_line(swarm['title']) or 'untitled'} ({short_id(swarm['swarm'])})" for swarm in swarms]
+    which = short_id(swarms[0]["swarm"]) if len(swarms) == 1 else "ID"
+    return f"interrupted: {', '.join(named)}; to go on: watchroom resume {which}"

@@ -237,7 +237,7 @@ VERBS: dict[str, Verb] = {
     "resume": Verb(
         "tui.run_resume:run",
         "go on with a swarm whose engine has ended",
-        f"{PROGRAM} resume 019c2f",
+        f"{PROGRAM} resume 019c2f7e-4a10-7b2c",
         _maybe("ID", "id of a swarm or agent, or its first letters (default: the newest that was cut short)"),
         options=RUNS,
     ),
@@ -314,14 +314,14 @@ VERBS: dict[str, Verb] = {
     "session show": Verb(
         "tui.run_session:show_one",
         "the transcript of one agent",
-        f"{PROGRAM} session show 019c2f",
+        f"{PROGRAM} session show 019c2f7e-4a10-7b2c",
         _one("THREAD", "thread id of an agent, or its first letters"),
     ),
     "session tree": Verb(
         "tui.run_session:show_tree",
         "the agents of a swarm, parents before children",
-        f"{PROGRAM} session tree 019c2f --json",
-        _one("ID", "thread id of a swarm's root, or its first letters"),
+        f"{PROGRAM} session tree 019c2f7e-4a10-7b2c --json",
+        _one("ID", "id of a swarm or agent, or its first letters"),
     ),
     "doctor": Verb(
         "tui.run_doctor:run",

@@ -78,6 +78,6 @@ def test_a_signal_gives_the_terminal_back_and_says_what_is_kept(home: Path, sign
     assert terminal.raw.count(ALTERNATE) == terminal.raw.count(BACK) == 1
     assert b"Traceback" not in terminal.raw
     tail = terminal.raw.rsplit(BACK, 1)[1]
-    assert b"the engine goes on; come back with: watchroom attach " in tail
+    assert b"the engine goes on\r\ncome back with: watchroom attach " in tail
     (folder,) = home.parent.glob("watchroom-demo-*")  # the swarm goes on in it
     assert str(folder).encode() in tail

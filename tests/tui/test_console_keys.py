@@ -610,4 +610,4 @@ async def test_quitting_counts_who_waits_for_a_slot_too() -> None:
         assert "Quit? 1 running and 1 queued will be interrupted:" in on_screen(app)
         await pilot.press("ctrl+q")
         await pilot.pause()
-    assert "2 interrupted;" in (app.return_value or "")
+    assert "2 interrupted\n" in (app.return_value or "")

@@ -95,7 +95,7 @@ async def test_with_nothing_live_it_leaves_at_once_and_says_how_to_come_back() -
         await pilot.pause()
     assert client.closed
     assert line_of(app) == (
-        f"swarm {short_id(SWARM)}: 1 completed; the engine goes on; come back with: {COME_BACK}"
+        f"swarm {short_id(SWARM)}: 1 completed; the engine goes on\ncome back with: {COME_BACK}"
     )
 
 
@@ -118,7 +118,7 @@ async def test_s_stops_the_engine_waits_for_it_and_says_what_was_interrupted() -
     assert app.failure is None
     assert "interrupted" in line_of(app)
     assert "running" not in line_of(app)
-    assert line_of(app).endswith(f"the engine was stopped; go on with: {RESUME}")
+    assert line_of(app).endswith(f"the engine was stopped\ngo on with: {RESUME}")
 
 
 async def test_an_engine_that_does_not_stop_in_time_is_left_with_a_sentence() -> None:
@@ -228,16 +228,16 @@ async def test_a_busy_engine_is_said_for_other_commands_too() -> None:
         ("stopped", False, "the engine was stopped"),
         ("stopping", True, "still stopping"),
         ("ended", False, "the engine has ended"),
-        ("lost", True, "the connection is lost; come back with: watchroom attach"),
+        ("lost", True, "the connection is lost\ncome back with: watchroom attach"),
         ("closed", False, "watchroom resume"),
     ],
 )
-def test_the_last_line(fate: Fate, running: bool, words: str) -> None:
+def test_the_last_lines(fate: Fate, running: bool, words: str) -> None:
     state = audit_client().snapshot().state
     line = farewell(state, fate)
     assert ("running" in line) == running
     assert words in line
-    assert "\n" not in line
+    assert line.count("\n") == 1
     assert short_id(SWARM) in line.rsplit(" ", 1)[-1]
 
 

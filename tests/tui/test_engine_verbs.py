@@ -228,7 +228,7 @@ def test_stopping_says_what_was_interrupted_and_records_it(settings: Settings, s
     assert session["status"] == "interrupted"
     swarm = start_swarm(settings, "again\x1b[2J")
     ran = shell("stop")
-    assert f"interrupted: again ({swarm}); to go on: watchroom resume" in ran.out
+    assert f"interrupted: again ({swarm[:18]}); to go on: watchroom resume {swarm[:18]}\n" in ran.out
 
 
 def test_an_engine_of_another_version_is_ended_by_a_signal(settings: Settings, shell: Shell) -> None:
