@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return "Setup(…)"
+
+    def __rich_repr__(self) -> Iterator[str]:
+        """A console that crashes prints its variables by this one."""
+        yield "…"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):

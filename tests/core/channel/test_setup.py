@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from core.channel.setup import NOT_SENT, setup_of
 from core.config import FileSettings, load_settings
-from core.domain.commands import Setup
+from core.domain.commands import Setup, StartSwarm
 from core.engine.setup import environment_of, settings_of
 
 KEY = "sk-canary-of-the-key-0123456789"
@@ -53,6 +54,12 @@ def test_secrets_are_known_as_such_and_go_nowhere_else(tmp_path: Path) -> None:
     assert set(setup.secrets) == {KEY, "canary-of-a-token"}
     assert setup.api_key == KEY
     assert "canary" not in msgspec.json.encode(setup.settings).decode()
+
+
+def test_no_traceback_shows_a_setup(tmp_path: Path) -> None:
+    command = StartSwarm(setup=setup_of(load_settings(home=tmp_path, environ=ENVIRON), ENVIRON))
+    assert "canary" not in repr(command)
+    assert "canary" not in pretty_repr(command)  # what a console prints of its variables when it crashes
 
 
 @pytest.mark.parametrize(
