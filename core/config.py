@@ -122,7 +122,8 @@ class McpSettings(_Table):
     tool_timeout_sec: Seconds = 60.0
     enabled_tools: list[str] | None = None
     disabled_tools: list[str] = []
-    default_tools_approval_mode: str | None = None
+    default_tools_approval_mode: Literal["auto", "prompt", "approve"] = "auto"
+    """auto: a tool that calls itself read-only runs, the rest asks; prompt: every call asks; approve: none."""
     supports_parallel_tool_calls: bool = False
 
 

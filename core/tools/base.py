@@ -24,6 +24,13 @@ class ToolArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class ToolImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that a call returned. `data` is base64, checked to be an image of `media_type`."""
+
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+    data: str
+
+
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What a call ends with. `text` goes to the model and is the last result event unless `recorded`
     (the tool emitted its own events and `text` is only what the model reads)."""
@@ -33,6 +40,8 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     recorded: bool = False
     end_turn: bool = False
     """The turn is over after this call; no further request is made (a job worker's accepted report)."""
+    images: tuple[ToolImage, ...] = ()
+    """Go to the model as image items, after `text`, which has a line like `[image png 40 kB]` for each."""
 
 
 class ToolError(Exception):

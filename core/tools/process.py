@@ -105,7 +105,7 @@ def _continuation(data: bytearray) -> int:
     return count
 
 
-class _Pipe:
+class Pipe:
     """The read end of a command's output, fed into a Capture from the loop. Owns the descriptor."""
 
     def __init__(self, fd: int, capture: Capture) -> None:
@@ -138,24 +138,17 @@ class _Pipe:
         os.close(self._fd)
 
 
-class _Guard:
-    """Ends a command's process group when this process dies, however it dies (kill -9 included).
+class Guard:
+    """Ends a process group when this process dies, however it dies (kill -9 included).
 
     A shell that waits on a pipe only we can write to. A parent-death signal would reach the leader alone and
-    exists on Linux only; this reaches the group, and works on macOS. The command is held at a gate until its
-    guard stands, so that there is no moment without one: if we die before, the gate closes on it.
+    exists on Linux only; this reaches the group, and works on macOS. Raises StartError.
     """
 
-    GATE = ("/bin/sh", "-c", 'read -r _ || exit 125; exec "$@" </dev/null', "watchroom-gate")
     # `kill -9 -- -N` is not understood by every sh, this form is.
     WATCH = ("/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "watchroom-guard")
 
-    def __init__(self) -> None:
-        self.gate, self._opener = os.pipe()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def watch(self, group: int) -> None:
-        """Start watching, then let the command begin. Raises StartError."""
+    def __init__(self, group: int) -> None:
         try:
             self._process = subprocess.Popen(
                 [*self.WATCH, str(group)],
@@ -166,19 +159,40 @@ class _Guard:
                 env={},
                 start_new_session=True,
             )
+        except OSError as error:
+            raise StartError(f"cannot guard the command: {why(error)}") from None
+
+    def close(self) -> None:
+        # Killed before its pipe closes, else it would do its work now. The wait is for SIGKILL: no time.
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+
+class _Gate:
+    """Holds a command until its guard stands, so that there is no moment without one: if we die before, the
+    gate closes on it."""
+
+    ARGV = ("/bin/sh", "-c", 'read -r _ || exit 125; exec "$@" </dev/null', "watchroom-gate")
+
+    def __init__(self) -> None:
+        self.gate, self._opener = os.pipe()
+        self._guard: Guard | None = None
+
+    def open(self, group: int) -> None:
+        """Guard the group, then let the command begin. Raises StartError."""
+        self._guard = Guard(group)
+        try:
             os.write(self._opener, b"\n")
         except OSError as error:
-            raise StartError(f"cannot guard the command: {_why(error)}") from None
+            raise StartError(f"cannot guard the command: {why(error)}") from None
 
     def close(self) -> None:
         os.close(self.gate)
         os.close(self._opener)
-        if self._process is not None:
-            # Killed before its pipe closes, else it would do its work now. The wait is for SIGKILL: no time.
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+        if self._guard is not None:
+            self._guard.close()
 
 
 async def run(
@@ -201,20 +215,20 @@ async def run(
     capture = Capture(limit)
     timed_out = leftovers = False
     with contextlib.ExitStack() as owned:
-        watcher: _Guard | None = None
+        gate: _Gate | None = None
         stdin = subprocess.DEVNULL
         if guard:
-            watcher = _Guard()
-            owned.callback(watcher.close)
-            argv, stdin = [*_Guard.GATE, *argv], watcher.gate
+            gate = _Gate()
+            owned.callback(gate.close)
+            argv, stdin = [*_Gate.ARGV, *argv], gate.gate
         process, pipe = await _start(argv, cwd, env, capture, stdin)
         owned.callback(pipe.close)
         try:
-            if watcher is not None:
-                watcher.watch(process.pid)
+            if gate is not None:
+                gate.open(process.pid)
             async with clock.timeout(timeout):
                 await process.wait()
-            leftovers = not await _drained(pipe, clock) or _signal(process.pid, 0)
+            leftovers = not await _drained(pipe, clock) or signal_group(process.pid, 0)
         except TimeoutError:
             timed_out = True
         finally:
@@ -233,43 +247,47 @@ async def run(
 
 async def _start(
     argv: Sequence[str], cwd: Path, env: Mapping[str, str], capture: Capture, stdin: int
-) -> tuple[asyncio.subprocess.Process, _Pipe]:
+) -> tuple[asyncio.subprocess.Process, Pipe]:
     # A pipe of our own: asyncio's would make wait() wait for whoever else holds it (some versions).
     read, write = os.pipe()
+    try:
+        process = await spawn(argv, cwd=cwd, env=env, stdin=stdin, stdout=write, stderr=subprocess.STDOUT)
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    return process, Pipe(read, capture)
+
+
+async def spawn(
+    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, stdout: int, stderr: int
+) -> asyncio.subprocess.Process:
+    """Start a process that leads its own session. Cancelled meanwhile, it leaves none. Raises StartError."""
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            *argv,
-            stdin=stdin,
-            stdout=write,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
+            *argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
         )
     )
     try:
-        process = await asyncio.shield(starting)
+        return await asyncio.shield(starting)
     except asyncio.CancelledError:
         # The fork may have happened: let the start finish, then undo it.
         await asyncio.wait({starting})
         if not starting.cancelled() and starting.exception() is None:
-            _signal(starting.result().pid, signal.SIGKILL)
+            signal_group(starting.result().pid, signal.SIGKILL)
             await starting.result().wait()
-        os.close(read)
         raise
     except (OSError, ValueError) as error:
-        os.close(read)
-        raise StartError(f"cannot start {argv[0]}: {_why(error)}") from None
-    finally:
-        os.close(write)
-    return process, _Pipe(read, capture)
+        raise StartError(f"cannot start {argv[0]}: {why(error)}") from None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """An error in words: what the system calls it, else its text."""
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
-async def _drained(pipe: _Pipe, clock: Clock) -> bool:
+async def _drained(pipe: Pipe, clock: Clock) -> bool:
     """Whether the output ended within DRAIN_SECONDS of the leader's exit."""
     try:
         async with clock.timeout(DRAIN_SECONDS):
@@ -279,23 +297,23 @@ async def _drained(pipe: _Pipe, clock: Clock) -> bool:
     return True
 
 
-async def _end(process: asyncio.subprocess.Process, pipe: _Pipe, clock: Clock) -> None:
+async def _end(process: asyncio.subprocess.Process, pipe: Pipe, clock: Clock) -> None:
     """End what is left of the group, and reap the leader. Does nothing after an ordinary end."""
-    if process.returncode is not None and pipe.eof.is_set() and not _signal(process.pid, 0):
+    if process.returncode is not None and pipe.eof.is_set() and not signal_group(process.pid, 0):
         return
     try:
-        _signal(process.pid, signal.SIGTERM)
+        signal_group(process.pid, signal.SIGTERM)
         async with clock.timeout(GRACE_SECONDS):
             await process.wait()
             await pipe.eof.wait()
     except TimeoutError:
         log.debug("process group %d did not end within its grace", process.pid)
     finally:
-        _signal(process.pid, signal.SIGKILL)
-        await _reap(process, clock)
+        signal_group(process.pid, signal.SIGKILL)
+        await reap(process, clock)
 
 
-async def _reap(process: asyncio.subprocess.Process, clock: Clock) -> None:
+async def reap(process: asyncio.subprocess.Process, clock: Clock) -> None:
     """Wait for a leader that was killed, whoever cancels meanwhile; the cancellation is passed on after."""
     waiting = asyncio.ensure_future(process.wait())
     limit = asyncio.ensure_future(clock.sleep(REAP_SECONDS))
@@ -313,7 +331,7 @@ async def _reap(process: asyncio.subprocess.Process, clock: Clock) -> None:
         raise cancelled
 
 
-def _signal(group: int, number: int) -> bool:
+def signal_group(group: int, number: int) -> bool:
     """Signal a process group (0 only asks); whether it exists."""
     try:
         os.killpg(group, number)

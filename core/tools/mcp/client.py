@@ -1,0 +1,343 @@
+"""The conversation with a server, on the `mcp` package's client. Imported in a thread, when a server starts.
+
+What the package leaves to the transport is done here: messages are counted (a flood ends the connection), an
+answer that was too long becomes an error of its call, and output schemas are dropped: the package would hold
+answers against them on the loop, and a hostile pattern takes forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+import anyio
+import httpx2
+import mcp_types as types
+from mcp.client.client import Client
+from mcp.client.session import ClientRequestContext, IncomingMessage
+from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from core.clock import Clock
+from core.safety.text import clean_line, shorten
+from core.tools.mcp.errors import Disconnected, McpError
+from core.tools.mcp.stdio import MAX_LINE, LineReader, Oversized, ServerProcess
+from core.version import VERSION
+
+log = logging.getLogger("watchroom.tools")
+# The package logs what servers say, with tracebacks; what matters of it reaches us as errors.
+for _name in ("mcp", "httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+FLOOD_MESSAGES = 5_000
+FLOOD_BYTES = 4 * MAX_LINE
+FLOOD_SECONDS = 1.0
+"""More messages or bytes than these within this time are a flood. A server that says how far it is says it a
+hundred times a second at most."""
+OVERSIZED = -32_099
+"""The code of our own error for an answer that was too long."""
+MAX_PAGES = 20
+EXIT_SECONDS = 0.5
+"""How long after its output's end a server's own end is waited for, to tell how it was."""
+
+Item = SessionMessage | Exception
+Streams = tuple[Any, Any]
+Lost = Callable[[str], None]
+
+
+class Progress(Protocol):
+    async def __call__(self, progress: float, total: float | None, message: str | None) -> None: ...
+
+
+class Host(Protocol):
+    """Who answers a server's own requests."""
+
+    async def elicit(
+        self, message: str, schema: dict[str, Any] | None, url: str | None
+    ) -> tuple[str, dict[str, Any] | None]:
+        """Ask somebody; the action (accept, decline, cancel) and the form's values."""
+        ...
+
+    def tools_changed(self) -> None: ...
+
+
+class Connection:
+    """A server that has been greeted. Calls may come from any task, beside each other."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list_tools(self) -> list[Any]:
+        """All its tools, as mcp's `Tool`. Raises McpError."""
+        tools: list[Any] = []
+        cursor: str | None = None
+        with _sentences():
+            for _ in range(MAX_PAGES):
+                page = await self._client.list_tools(cursor=cursor, cache_mode="refresh")
+                tools += page.tools
+                cursor = page.next_cursor
+                if cursor is None:
+                    return tools
+        raise McpError(f"its list of tools has more than {MAX_PAGES} pages")
+
+    async def call(self, tool: str, arguments: dict[str, Any], progress: Progress) -> Any:
+        """mcp's `CallToolResult`. Cancelling tells the server. Raises McpError."""
+        with _sentences():
+            return await self._client.call_tool(tool, arguments, progress_callback=progress)
+
+
+@contextlib.contextmanager
+def _sentences() -> Any:
+    """What the package raises, as McpError."""
+    try:
+        yield
+    except MCPError as error:
+        if error.code == types.CONNECTION_CLOSED:
+            raise Disconnected(show(error.message)) from None
+        said = show(error.message)
+        raise McpError(said if error.code == OVERSIZED else f"it says: {said}") from None
+    except ValidationError:
+        raise McpError("its answer does not follow the protocol") from None
+    except (RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+        raise McpError(show(str(error)) or type(error).__name__) from None
+
+
+def show(text: str) -> str:
+    return shorten(clean_line(text), 300)
+
+
+@asynccontextmanager
+async def conversation(
+    transport: AbstractAsyncContextManager[Streams], host: Host
+) -> AsyncIterator[Connection]:
+    """Greet the server on `transport` and talk to it. Entered and left by one task: the server's owner."""
+
+    async def elicit(context: ClientRequestContext, params: types.ElicitRequestParams) -> types.ElicitResult:
+        if isinstance(params, types.ElicitRequestURLParams):
+            action, content = await host.elicit(params.message, None, params.url)
+        else:
+            schema = params.requested_schema
+            action, content = await host.elicit(params.message, dict(schema), None)
+        return types.ElicitResult.model_validate({"action": action, "content": content})
+
+    async def notice(message: IncomingMessage) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            host.tools_changed()
+
+    client = Client(
+        transport,
+        client_info=types.Implementation(name="watchroom", version=VERSION),
+        # No sampling callback: the package then refuses such requests, and says before that it would.
+        elicitation_callback=elicit,
+        message_handler=notice,
+        # Listings are asked for when they are wanted anew.
+        cache=None,
+    )
+    async with client:
+        watching = asyncio.ensure_future(_watch(client, host))
+        try:
+            yield Connection(client)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+
+async def _watch(client: Client, host: Host) -> None:
+    """Hear of changed tools where the protocol wants to be asked for that."""
+    tools = client.server_capabilities.tools
+    if client.protocol_version not in MODERN_PROTOCOL_VERSIONS or not (tools and tools.list_changed):
+        return
+    try:
+        async with client.listen(tools_list_changed=True) as changes:
+            async for _ in changes:
+                host.tools_changed()
+    except (MCPError, ListenNotSupportedError, SubscriptionLost, TimeoutError) as error:
+        # Nothing is lost but a hint: what the model was told is pinned either way.
+        log.debug("an MCP server does not tell of changed tools: %s", show(str(error)))
+
+
+class _Screen:
+    """Looks at each message of a server before anybody else. Raises McpError for a flood."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since = clock.monotonic()
+        self._messages = 0
+        self._bytes = 0
+
+    def count(self, size: int) -> None:
+        now = self._clock.monotonic()
+        if now - self._since >= FLOOD_SECONDS:
+            self._since, self._messages, self._bytes = now, 0, 0
+        self._messages += 1
+        self._bytes += size
+        if self._messages > FLOOD_MESSAGES:
+            raise McpError(f"it flooded us with more than {FLOOD_MESSAGES:,} messages a second")
+        if self._bytes > FLOOD_BYTES:
+            raise McpError(f"it flooded us with more than {FLOOD_BYTES // 1_000_000} MB a second")
+
+    def strip(self, item: SessionMessage) -> SessionMessage:
+        message = item.message
+        if isinstance(message, types.JSONRPCResponse) and isinstance(
+            tools := message.result.get("tools"), list
+        ):
+            for tool in tools:
+                if isinstance(tool, dict):
+                    tool.pop("outputSchema", None)
+        return item
+
+
+# --- a process -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over_stdio(process: ServerProcess, clock: Clock, lost: Lost) -> AsyncIterator[Streams]:
+    """A transport on a running process. `lost` is told why the connection ended before anybody who waits for
+    an answer is."""
+    deliver, incoming = anyio.create_memory_object_stream[Item](0)
+    outgoing, collect = anyio.create_memory_object_stream[SessionMessage](0)
+    with deliver, incoming, outgoing, collect:
+        async with asyncio.TaskGroup() as pumps:
+            tasks = (
+                pumps.create_task(_read(process, clock, deliver, lost)),
+                pumps.create_task(_write(process, collect)),
+            )
+            try:
+                yield incoming, outgoing
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+
+async def _read(process: ServerProcess, clock: Clock, deliver: Any, lost: Lost) -> None:
+    lines = LineReader()
+    screen = _Screen(clock)
+    with deliver:
+        try:
+            while data := await process.read():
+                for line in lines.feed(data):
+                    await _line(line, screen, deliver)
+            lost(await _end_of(process, clock))
+        except McpError as why:
+            lost(str(why))
+        except anyio.BrokenResourceError:
+            return  # nobody listens any more: the connection is being closed
+
+
+async def _end_of(process: ServerProcess, clock: Clock) -> str:
+    try:
+        async with clock.timeout(EXIT_SECONDS):
+            return await process.exited()
+    except TimeoutError:
+        return f"it closed its output{process.last_words()}"
+
+
+async def _line(line: bytes | Oversized, screen: _Screen, deliver: Any) -> None:
+    if isinstance(line, Oversized):
+        screen.count(0)
+        said = f"it sent a message of {line.size / 1_000_000:.1f} MB, more than {MAX_LINE // 1_000_000} MB"
+        if line.answered is None:
+            raise McpError(said)
+        error = types.ErrorData(code=OVERSIZED, message=f"{said}, which was dropped")
+        await deliver.send(SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=line.answered, error=error)))
+        return
+    screen.count(len(line))
+    if not line.strip():
+        return
+    try:
+        message = jsonrpc.jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except (ValueError, RecursionError):
+        # Many a server prints a greeting; what is no message is no answer to anything.
+        log.debug(
+            "an MCP server wrote a line that is no message: %s", show(line[:200].decode(errors="replace"))
+        )
+        return
+    await deliver.send(screen.strip(SessionMessage(message)))
+
+
+async def _write(process: ServerProcess, collect: Any) -> None:
+    try:
+        async for item in collect:
+            text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+            await process.write(text.encode(errors="replace") + b"\n")
+    except BrokenPipeError:
+        # It does not read any more. Whoever sends next is told; the reader tells how it ended.
+        collect.close()
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------
+
+CONNECT_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def over_http(url: str, clock: Clock, lost: Lost, refused: Lost) -> AsyncIterator[Streams]:
+    """A transport to a URL. `refused` is told why the server will not have us at all."""
+
+    async def look(response: httpx2.Response) -> None:
+        if response.status_code in (401, 403):
+            refused(
+                f"it asks for a login (HTTP {response.status_code}), and neither OAuth nor another login"
+                " is supported"
+            )
+        if "content-encoding" in response.headers:
+            raise McpError("it compresses its answers, which it was asked not to")
+        if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            response.stream = _Capped(response.stream)
+
+    # Calls have their own time limit, and a stream of notices may be silent for days.
+    timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
+    headers = {"accept-encoding": "identity"}
+    deliver, incoming = anyio.create_memory_object_stream[Item](0)
+    with deliver, incoming:
+        async with (
+            httpx2.AsyncClient(timeout=timeout, headers=headers, event_hooks={"response": [look]}) as http,
+            streamable_http_client(url, http_client=http, max_sse_event_size=MAX_LINE) as (source, outgoing),
+            asyncio.TaskGroup() as pumps,
+        ):
+            pump = pumps.create_task(_relay(source, deliver, _Screen(clock), lost))
+            try:
+                yield incoming, outgoing
+            finally:
+                pump.cancel()
+
+
+async def _relay(source: Any, deliver: Any, screen: _Screen, lost: Lost) -> None:
+    with deliver:
+        try:
+            async for item in source:
+                screen.count(0)
+                await deliver.send(screen.strip(item) if isinstance(item, SessionMessage) else item)
+            lost("the connection was closed")
+        except McpError as why:
+            lost(str(why))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return  # nobody listens any more: the connection is being closed
+
+
+class _Capped(httpx2.AsyncByteStream):
+    """A response's body, of at most MAX_LINE bytes."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._body:
+            size += len(chunk)
+            if size > MAX_LINE:
+                # Of this class the package makes an error of the one call.
+                raise httpx2.StreamError(f"it sent an answer of more than {MAX_LINE // 1_000_000} MB")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._body.aclose()

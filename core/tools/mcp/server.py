@@ -1,0 +1,401 @@
+"""One server: started, watched and ended by one task; called by any agent of the swarm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import urllib.parse
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from core.clock import Clock
+from core.config import McpSettings
+from core.safety.text import clean, clean_line, is_clean, shorten
+from core.tools.environment import listed, search_path
+from core.tools.mcp.errors import Disconnected, McpError
+from core.tools.mcp.offers import Offer, check, show
+
+INSTALL = "MCP servers need the package mcp, which is not installed: pip install 'watchroom[mcp]'"
+NOT_RESTARTED = "it is not restarted while the swarm runs"
+MAX_QUESTIONS = 4
+"""Questions of one server that wait for an operator at once; more are declined."""
+MAX_NOTES = 3
+
+State = Literal["starting", "ready", "failed", "ended"]
+_T = TypeVar("_T")
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server is. `detail`: why it failed or ended, or what is wrong with what it offers."""
+
+    server: str
+    state: State
+    detail: str = ""
+    tools: int = 0
+    required: bool = False
+    seconds: float | None = None
+    """How long its start-up took; None while it starts."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server wants to know from an operator. All text is cleaned, and none of it is to be trusted."""
+
+    server: str
+    message: str
+    schema: dict[str, Any]
+    """JSON Schema of a flat object: the form's fields."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    action: Literal["accept", "decline", "cancel"]
+    content: dict[str, Any] | None = None
+    """The form's values, for accept."""
+    reason: str = ""
+    """Why it was declined; told to the model whose call it was for."""
+
+
+Elicit = Callable[[Question], Awaitable[Reply]]
+NOBODY = "nobody can be asked in this run"
+
+
+class McpServer:
+    """`run` it in a task of its own; `ready()` tells when it has started; `stop` ends it."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: McpSettings,
+        *,
+        cwd: Path,
+        environment: Mapping[str, str],
+        clock: Clock,
+        elicit: Elicit | None,
+        on_status: Callable[[Status], None],
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.offers: dict[str, Offer] = {}
+        """What it offered when it started, by its own names, after the allow and deny lists."""
+        self.problems: list[str] = []
+        """What is wrong with what it offers, a sentence each."""
+        self.status = Status(server=name, state="starting", required=settings.required)
+        self._cwd = cwd
+        self._environment = environment
+        self._clock = clock
+        self._elicit = elicit
+        self._on_status = on_status
+        self._connection: Any = None
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Resolved with the reason when the connection is lost; with "" by `stop`."""
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed = False
+        self._current: dict[str, str] = {}
+        """The digests of what it offers by now."""
+        self._turn = asyncio.Lock()
+        self._asking = 0
+        self._one_question = asyncio.Lock()
+        self._answered = asyncio.Event()
+        self._answered.set()
+        self._notes: list[list[str]] = []
+        """One list per running call: what it should be told besides its answer."""
+
+    # --- its life -----------------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Wait until it has started. Raises McpError if it does not."""
+        await asyncio.shield(self._started)
+
+    def stop(self) -> None:
+        self._lost("")
+
+    async def run(self) -> None:
+        """The owner: starts the server, waits for its end, and leaves the conversation in the same task. Ends
+        without an exception, but for a cancellation."""
+        began = self._clock.monotonic()
+        why = "it was stopped"
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                module = await sdk()
+                began = self._clock.monotonic()
+                try:
+                    async with self._clock.timeout(self.settings.startup_timeout_sec):
+                        connection = await stack.enter_async_context(self._opened(module))
+                        await self._take(await connection.list_tools())
+                except TimeoutError:
+                    raise McpError(
+                        f"it did not start within {self.settings.startup_timeout_sec:g} s"
+                        " (startup_timeout_sec sets how long it may take)"
+                    ) from None
+                self._connection = connection
+                self._tell("ready", "; ".join(self.problems), self._clock.monotonic() - began)
+                self._started.set_result(None)
+                # Not awaited itself: if the connection breaks, this task is cancelled, and a future with it.
+                await asyncio.wait({self._end})
+                why = self._end.result() or why
+        except asyncio.CancelledError:
+            self._over(began, why)
+            raise
+        except Exception as error:
+            self._over(began, self._why(error))
+        else:
+            self._over(began, why)
+
+    def _over(self, began: float, why: str) -> None:
+        self._connection = None
+        if self._started.done():
+            self._tell("ended", why, self.status.seconds)
+        else:
+            self._tell("failed", why, self._clock.monotonic() - began)
+            self._started.set_exception(McpError(why))
+            self._started.exception()  # whoever asks gets it again; nobody has to
+        self._finished.set_result(None)
+
+    def _tell(self, state: State, detail: str, seconds: float | None) -> None:
+        self.status = Status(
+            server=self.name,
+            state=state,
+            detail=shorten(detail, 1_000),
+            tools=len(self.offers) if state == "ready" else 0,
+            required=self.settings.required,
+            seconds=None if seconds is None else round(seconds, 3),
+        )
+        self._on_status(self.status)
+
+    def _why(self, error: BaseException) -> str:
+        """The reason in a sentence: what the transport said, else the innermost error."""
+        if self._end.done() and (said := self._end.result()):
+            return said
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, McpError):
+            return str(error)
+        text = shorten(clean_line(str(error)), 300)
+        return f"{text} ({type(error).__name__})" if text else type(error).__name__
+
+    def _lost(self, why: str) -> None:
+        if not self._end.done():
+            self._end.set_result(why)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, module: Any) -> AsyncIterator[Any]:
+        settings = self.settings
+        if (settings.command is None) == (settings.url is None):
+            raise McpError("it needs either a command or a url")
+        if settings.url is not None:
+            transport = module.over_http(_checked(settings.url), self._clock, self._lost, self._lost)
+            async with module.conversation(transport, self) as connection:
+                yield connection
+            return
+        # Its module is light, but only reached from here.
+        from core.tools.mcp.stdio import ServerProcess
+
+        assert settings.command is not None
+        process = await ServerProcess.start(
+            [settings.command, *settings.args],
+            cwd=self._folder(),
+            env=self.environment(),
+            clock=self._clock,
+        )
+        greeted = False
+        try:
+            transport = module.over_stdio(process, self._clock, self._lost)
+            async with module.conversation(transport, self) as connection:
+                greeted = True
+                yield connection
+        finally:
+            await process.aclose(kindly=greeted)
+
+    def _folder(self) -> Path:
+        return self._cwd / Path(self.settings.cwd or "").expanduser()
+
+    def environment(self) -> dict[str, str]:
+        """What its process gets: the harmless part of the swarm's environment, what `env_vars` names of the
+        rest, and `env`."""
+        source = self._environment
+        env = listed(source)
+        env["PATH"] = search_path(source)
+        env |= {name: source[name] for name in self.settings.env_vars if name in source}
+        return env | self.settings.env
+
+    # --- its tools ----------------------------------------------------------------------------------------
+
+    async def _take(self, tools: list[Any]) -> None:
+        """What it offers at its start, after the lists of the settings."""
+        offers, self.problems = await asyncio.to_thread(check, tools)
+        self._current = {name: offer.digest for name, offer in offers.items()}
+        wanted = self.settings.enabled_tools
+        unknown = sorted({*(wanted or ()), *self.settings.disabled_tools} - offers.keys())
+        if unknown:
+            self.problems.append(f"it has no tool {', '.join(show(name) for name in unknown)}")
+        self.offers = {
+            name: offer
+            for name, offer in offers.items()
+            if (wanted is None or name in wanted) and name not in self.settings.disabled_tools
+        }
+
+    def tools_changed(self) -> None:
+        self._changed = True
+
+    async def _compare(self) -> None:
+        """List its tools again after it said that they changed. What agents were told stays as it was."""
+        self._changed = False
+        offers, _ = await asyncio.to_thread(check, await self._connection.list_tools())
+        self._current = {name: offer.digest for name, offer in offers.items()}
+        if stale := [name for name, offer in self.offers.items() if self._current.get(name) != offer.digest]:
+            shown = ", ".join(show(name) for name in stale[:10])
+            self._tell("ready", f"it changed or removed {shown} since its start", self.status.seconds)
+
+    def _refuse_stale(self, offer: Offer) -> None:
+        digest = self._current.get(offer.tool)
+        if digest is None:
+            raise McpError(
+                f"it no longer offers {show(offer.tool)},"
+                " which was removed or renamed since the swarm started"
+            )
+        if digest != offer.digest:
+            raise McpError(
+                f"it changed what {show(offer.tool)} is since the swarm started, so that is no longer called"
+            )
+
+    # --- calls --------------------------------------------------------------------------------------------
+
+    async def call(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> tuple[Any, list[str]]:
+        """mcp's `CallToolResult` and notes for the model. Raises McpError with a whole sentence."""
+        turn = contextlib.nullcontext() if self.settings.supports_parallel_tool_calls else self._turn
+        notes: list[str] = []
+        self._notes.append(notes)
+        try:
+            async with turn:
+                return await self._limited(self._called(offer, arguments, progress)), notes
+        finally:
+            self._notes.remove(notes)
+
+    async def _called(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> Any:
+        if self._connection is None or self._end.done():
+            raise McpError(self._gone())
+        try:
+            if self._changed:
+                await self._compare()
+            self._refuse_stale(offer)
+            return await self._connection.call(offer.tool, arguments, progress)
+        except Disconnected:
+            # The owner is on its way out, and then knows why.
+            over: set[asyncio.Future[Any]] = {self._end, self._finished}
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            raise McpError(self._gone()) from None
+        except McpError as error:
+            raise McpError(f"the MCP server {self.name}: {error}") from None
+
+    def _gone(self) -> str:
+        why = self.status.detail if self.status.state == "ended" else ""
+        if self._end.done():
+            why = self._end.result() or why
+        return f"the MCP server {self.name} is gone: {why or 'it was stopped'}; {NOT_RESTARTED}"
+
+    async def _limited(self, work: Awaitable[_T]) -> _T:
+        """`work` within the call time-out. The time while an operator thinks about a question does not
+        count. Cancelled or late, the work is cancelled too, which tells the server."""
+        limit = self.settings.tool_timeout_sec
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                try:
+                    async with self._clock.timeout(limit):
+                        await asyncio.wait({task})
+                except TimeoutError:
+                    if not self._asking:
+                        raise McpError(
+                            f"the MCP server {self.name} did not answer within {limit:g} s"
+                            " (tool_timeout_sec sets how long a call may take)"
+                        ) from None
+                    await self._answered.wait()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(_taken)
+                await asyncio.wait({task})
+
+    # --- its questions ------------------------------------------------------------------------------------
+
+    async def elicit(
+        self, message: str, schema: dict[str, Any] | None, url: str | None
+    ) -> tuple[str, dict[str, Any] | None]:
+        """Answer a question of the server: asked through the swarm's callback, one at a time, or declined."""
+        said = shorten(clean(message).strip(), 2_000)
+        if url is not None or schema is None:
+            return self._declined(said, "opening a page for a server is not supported")
+        if self._elicit is None:
+            return self._declined(said, NOBODY)
+        if not all(is_clean(key) for key in _keys(schema)):
+            return self._declined(said, "its form has field names that cannot be shown")
+        if self._asking >= MAX_QUESTIONS:
+            return self._declined(said, f"it asks more than {MAX_QUESTIONS} questions at once")
+        self._asking += 1
+        self._answered.clear()
+        try:
+            async with self._one_question:
+                question = Question(server=self.name, message=said, schema=_cleaned(schema))
+                reply = await self._elicit(question)
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._answered.set()
+        if reply.action != "accept":
+            return self._declined(said, reply.reason or f"the operator chose {reply.action}", reply.action)
+        return "accept", reply.content or {}
+
+    def _declined(self, said: str, reason: str, action: str = "decline") -> tuple[str, None]:
+        for notes in self._notes:
+            if len(notes) < MAX_NOTES:
+                notes.append(f"[the server asked: {shorten(clean_line(said), 300)}; declined: {reason}]")
+        return action, None
+
+
+def _taken(task: asyncio.Future[Any]) -> None:
+    """Look at a task's error, so that nobody is told that nobody did."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _cleaned(value: Any) -> Any:
+    """Its text without what drives a terminal. Names of fields stay: a question with others is declined."""
+    if isinstance(value, dict):
+        return {key: _cleaned(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(part) for part in value]
+    return clean(value) if isinstance(value, str) else value
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _keys(part)
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise McpError("its url must look like https://HOST/PATH")
+    return url
+
+
+async def sdk() -> Any:
+    """The module `client`, with the package under it. The first time that takes two seconds: in a thread, so
+    that the loop goes on. Raises McpError where the package is not installed."""
+    if importlib.util.find_spec("mcp") is None:
+        raise McpError(INSTALL)
+    return await asyncio.to_thread(importlib.import_module, "core.tools.mcp.client")
