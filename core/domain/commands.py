@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -26,9 +25,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return "Setup(…)"
 
-    def __rich_repr__(self) -> Iterator[str]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """A console that crashes prints its variables by this one."""
-        yield "…"
+        return []
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
