@@ -96,6 +96,15 @@ class Db:
 
         await self._connection.in_one_trip(work)
 
+    async def end(self) -> None:
+        """End the transaction if there is one: also one whose beginner was cancelled before it began."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+
+        await self._connection.in_one_trip(work)
+
     async def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Run one statement; returns how many rows it changed."""
         # Closing the cursor would cost a second trip to the thread; a finished one holds nothing.

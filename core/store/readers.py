@@ -103,12 +103,11 @@ class Reader:
             if self._db is None:
                 raise NotFound(f"there is no store in {self._home}")
             try:
-                await self._db.execute("BEGIN")
                 try:
+                    await self._db.execute("BEGIN")
                     yield self._db
                 finally:
-                    if self._db.in_transaction:
-                        await self._db.execute("COMMIT")
+                    await self._db.end()
             except sqlite3.Error as error:
                 raise StoreError(sentence(error, f"the store in {self._home} cannot be read")) from error
 

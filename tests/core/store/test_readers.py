@@ -24,7 +24,7 @@ from core.store.errors import NotFound, StoreError
 from core.store.jobs import JobInput
 from core.store.readers import Reader
 from core.store.store import Store
-from tests.clock import FakeClock
+from tests.clock import FakeClock, settle
 from tests.core.domain.strategies import fold, plausible
 from tests.core.store.tools import new_swarm, opened, query
 
@@ -571,3 +571,16 @@ async def test_a_damaged_cell_is_one_sentence(tmp_path: Path) -> None:
         thread = (await reader.sessions())["sessions"][0]["thread"]
         with pytest.raises(StoreError, match="is damaged: the tokens of an entry"):
             await reader.tree(thread)
+
+
+async def test_a_reader_survives_the_end_of_those_who_asked_it(tmp_path: Path) -> None:
+    """Cancelled at any step, a read leaves no transaction behind: the next one sees what is there now."""
+    async with opened(tmp_path) as store:
+        swarm, [root] = await new_swarm(store)
+        for steps in range(40):
+            reading = asyncio.create_task(store.reader.load_state(swarm))
+            await settle(steps % 20)
+            reading.cancel()
+            await asyncio.wait({reading})
+            await store.append(swarm, [e.AssistantMessage(agent=root, text="x")])
+            assert (await store.reader.load_state(swarm)).seq == store.state(swarm).seq
