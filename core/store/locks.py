@@ -52,10 +52,14 @@ class SwarmLock:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             for _ in range(TRIES):
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                if take(fd, path):
-                    os.ftruncate(fd, 0)
-                    os.write(fd, f"{owner.pid}\n{owner.engine}\n{owner.kind}\n".encode())
-                    return cls(fd, path)
+                try:
+                    if take(fd, path):
+                        os.ftruncate(fd, 0)
+                        os.write(fd, f"{owner.pid}\n{owner.engine}\n{owner.kind}\n".encode())
+                        return cls(fd, path)
+                except BaseException:
+                    os.close(fd)  # or the swarm would be owned by nobody who serves it
+                    raise
                 os.close(fd)
                 # A reader that only looks holds the lock for an instant.
                 time.sleep(TRY_SECONDS)
@@ -67,9 +71,11 @@ class SwarmLock:
     def release(self) -> None:
         """Give the swarm up. The file goes while it is still locked, so that nobody else's is removed."""
         if self._fd >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                self._path.unlink(missing_ok=True)
+            finally:
+                os.close(self._fd)
+                self._fd = -1
 
 
 def owner_alive(home: Path, swarm: str) -> bool:

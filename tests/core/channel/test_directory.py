@@ -423,3 +423,16 @@ def test_who_asks_for_an_owned_swarm_hears_who_has_it(tmp_path: Path) -> None:
         SwarmLock.acquire(tmp_path, SWARM)
     lock.release()
     SwarmLock.acquire(tmp_path, SWARM).release()
+
+
+def test_a_lock_that_cannot_be_written_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk: once there is room again the swarm can be taken."""
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StoreError, match="cannot be taken: No space left"):
+            SwarmLock.acquire(tmp_path, SWARM)
+    SwarmLock.acquire(tmp_path, SWARM).release()
