@@ -236,6 +236,8 @@ class Subscription:
         self._bytes = 0
         self._wake = asyncio.Event()
         self._begun = False
+        self._fresh = True
+        """What its reader gets next is a snapshot, and it knows."""
         self._lagged = False
         self._ended = False
         self._error: ClientError | None = None
@@ -245,7 +247,7 @@ class Subscription:
         self._ask()
         try:
             async with self._client.clock.timeout(REPLY_SECONDS):
-                while not (self._queue or self._ended):
+                while not (self._queue or self._ended or self._lagged):
                     self._wake.clear()
                     await self._wake.wait()
         except TimeoutError:
@@ -288,11 +290,14 @@ class Subscription:
         while True:
             if self._lagged:
                 self._lagged = False
-                return Lagged()
+                if not self._fresh:
+                    self._fresh = True
+                    return Lagged()
             if self._queue:
                 item, count, size = self._queue.popleft()
                 self._count -= count
                 self._bytes -= size
+                self._fresh = isinstance(item, Lagged)
                 return item
             if self._ended or not self._client.connected:
                 if self._error is not None:

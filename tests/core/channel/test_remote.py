@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,14 +19,14 @@ from core.channel import remote as remote_module
 from core.channel import server as server_module
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.channel.frames import MAX_TO_CLIENT, MAX_TO_SERVER, read_frame
-from core.channel.remote import connect, connect_streams
+from core.channel.remote import Subscription, connect, connect_streams
 from core.channel.server import Server, bind
 from core.clock import SystemClock
 from core.domain import commands as c
 from core.domain import events as e
 from core.version import VERSION
 from tests.clock import FakeClock
-from tests.core.channel.wire import SWARM, introduced, raw, staged, tell, until
+from tests.core.channel.wire import SWARM, Stage, introduced, raw, staged, tell, until
 
 INFO = c.EngineInfo(engine="e", pid=4711, kind="background", version=VERSION)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -305,6 +305,47 @@ async def test_streams_of_a_bridge_say_what_was_lost() -> None:
             await until(lambda: not client.connected)
             with pytest.raises(EngineGone, match="tower has ended"):
                 await client.send(c.ListSwarms())
+
+
+async def test_a_snapshot_comes_first_however_late_a_subscriber_begins_to_read() -> None:
+    async with (
+        staged() as place,
+        connect(place.socket, backlog=10) as client,
+        client.subscribe(SWARM) as feed,
+    ):
+        await overflow(place.stage, feed)
+        first = await anext(feed)
+        assert isinstance(first, c.Snapshot)
+        assert first.state == place.stage.now
+        place.stage.spawn(2)
+        assert isinstance(await anext(feed), c.Batch)
+
+
+async def test_after_lagged_comes_a_snapshot_also_when_its_reader_lags_once_more() -> None:
+    async with (
+        staged() as place,
+        connect(place.socket, backlog=10) as client,
+        client.subscribe(SWARM) as feed,
+    ):
+        assert isinstance(await anext(feed), c.Snapshot)
+        await overflow(place.stage, feed)
+        assert isinstance(await anext(feed), c.Lagged)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await anext(feed)
+        await until(lambda: bool(cast("Subscription", feed)._queue))
+        await overflow(place.stage, feed)
+        again = await anext(feed)
+        assert isinstance(again, c.Snapshot)
+        assert again.state == place.stage.now
+
+
+async def overflow(stage: Stage, feed: AsyncIterator[c.FeedItem]) -> None:
+    """Let more happen than the subscriber's side keeps."""
+    subscription = cast("Subscription", feed)
+    while not subscription._lagged:
+        stage.spawn(1)
+        await asyncio.sleep(0)
 
 
 # --- the server's own side ---------------------------------------------------------------------------------
