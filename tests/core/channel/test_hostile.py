@@ -197,11 +197,17 @@ async def test_more_requests_than_64_are_told_busy_and_the_first_are_served(plac
     assert sorted(map(int, place.stage.done)) == list(range(64))
 
 
-async def test_one_who_asks_and_never_reads_is_not_heard_any_more(place: Staged) -> None:
+@pytest.mark.parametrize("asked_before", [0, 60])
+async def test_one_who_asks_and_never_reads_is_not_heard_any_more(place: Staged, asked_before: int) -> None:
+    """Nor is what was accepted from him before computed: a page is large."""
     place.stage.happen(*[Notice(agent="t", text="x" * 50_000) for _ in range(20)])  # 1 MB a page
+    place.stage.gate.clear()
     async with introduced(place.socket) as (_, writer):
-        for n in range(2000):
+        for n in range(asked_before or 2000):
             tell(writer, m.AskPage(id=n + 1, request=GetEvents(swarm=SWARM)))
+            if asked_before:
+                await until(lambda: sum(len(c._requests) for c in place.server._connections) == n + 1)  # noqa: B023
+        place.stage.gate.set()
         await until(lambda: len(place.stage.begun) >= 8)
         for _ in range(2000):
             await asyncio.sleep(0)
