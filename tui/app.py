@@ -246,9 +246,12 @@ class WatchroomApp(App[str]):
             self.failure = sentence or again.gone
             said = sentence if sentence != again.gone else ""
             self.swarm_screen.head.trouble = f"{again.title}: {said}" if said else again.gone
+            # Why it could not be had back may be too long for the head, and R is known by then.
+            self.say(said if said and self.lost else f"{again.gone}; {again.offer}", "amber")
             self.lost = True
             self._held.hold()
-            self.say(f"{again.gone}; {again.offer}", "amber")
+            if isinstance(self.screen, ConfirmScope):
+                self.screen.dismiss(None)  # it asks about agents that nobody runs any more
             self.swarm_screen.refresh_bindings()
         self.post_message(ViewChanged())
 
@@ -420,7 +423,10 @@ class WatchroomApp(App[str]):
             if reset != self.view.reset:
                 return
             if isinstance(page, TranscriptPage) and isinstance(request, GetTranscript):
-                self.view.load_transcript(request.thread, page)
+                rows = self.view.transcripts.get(request.thread)
+                # An older page goes before the rows that it was asked for; they may have been let go.
+                if request.before is None or (rows is not None and rows.first_seq == request.before):
+                    self.view.load_transcript(request.thread, page)
             elif isinstance(page, JobRowsPage) and isinstance(request, GetJobRows):
                 self.view.load_job_rows(request.job, page)
                 got = len(page.rows)
@@ -522,7 +528,7 @@ class WatchroomApp(App[str]):
     @property
     def exit_code(self) -> int:
         """An engine that ended after everything was done, as that of `exec` does, is no failure."""
-        return 1 if self.failure is not None and not (self.lost and self.view.state.quiet()) else 0
+        return 1 if self.failure is not None and not (self.lost and not self.view.state.active()) else 0
 
     def fate(self) -> Fate:
         """How the engine stands as far as this console knows."""

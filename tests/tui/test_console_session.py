@@ -204,6 +204,34 @@ async def test_older_pages_come_when_the_top_is_reached_and_nothing_jumps() -> N
         assert len(asked) == len(set(asked)) == 3
 
 
+async def test_an_older_page_of_a_transcript_that_was_let_go_meanwhile_does_not_pass_for_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tui.app.KEEP_TRANSCRIPTS", 1)
+    story = Story()
+    story.start()
+    root = story.spawn("root", None, "long", 0)
+    other = story.spawn("other", root, "x", 0)
+    for number in range(300):
+        story.add(e.AssistantMessage(agent=root, text=f"message {number:03}"), number)
+    client = FakeClient(story.events, page_limit=100)
+    app = stage(client)
+    async with app.run_test(size=SIZE) as pilot:
+        await ready(pilot)
+        client.gate.clear()
+        app.want_older(root)
+        app.swarm_screen.select(other)
+        await pilot.pause()
+        assert root not in app.view.transcripts
+        client.gate.set()
+        await ready(pilot)
+        app.swarm_screen.select(root)
+        await ready(pilot)
+        assert [row.text for row in app.view.transcripts[root].rows] == [
+            f"message {number:03}" for number in range(200, 300)
+        ]
+
+
 async def test_calls_unfold_in_two_steps_and_fold_again() -> None:
     app = stage()
     async with app.run_test(size=SIZE) as pilot:
