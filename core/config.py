@@ -29,7 +29,8 @@ SCRIPTED = "scripted:"
 
 ApprovalPolicy = Literal["untrusted", "on-request", "never"]
 SandboxMode = Literal["read-only", "workspace-write", "off"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+"""Up to what the store and every reader of JSON can hold."""
 Money = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -133,7 +134,8 @@ class StoreSettings(_Table):
 
 class EngineSettings(_Table):
     idle_seconds: Seconds = 900.0
-    """The background engine ends by itself after this long without work and without a client."""
+    """The background engine ends by itself after this long without work and without a client; before that
+    it gives up a swarm in which nothing happens and that nobody follows for as long."""
 
 
 class ViewSettings(_Table):

@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from core.agents.config import Role, SwarmConfig
 from core.config import FileSettings, Settings
 from core.domain.commands import Setup
-from core.safety.text import clean_line
+from core.safety.text import clean_line, shorten
 
 
 class SetupError(Exception):
@@ -46,9 +46,7 @@ def swarm_config(
     settings: Settings, cwd: str, unattended: Literal["wait", "refuse"], *, threads: int | None = None
 ) -> SwarmConfig:
     """What a swarm in the folder `cwd` runs with; `threads`: slots for a job. Raises SetupError."""
-    folder = (settings.cwd / Path(cwd).expanduser()).resolve()
-    if not folder.is_dir():
-        raise SetupError(f"the folder {clean_line(str(folder))} does not exist")
+    folder = _folder(settings.cwd, cwd)
     agents = settings.agents
     limits = agents.limits()
     if threads is not None:
@@ -79,3 +77,15 @@ def swarm_config(
         roles=roles,
         interrupt_message=agents.interrupt_message,
     )
+
+
+def _folder(base: Path, cwd: str) -> Path:
+    try:
+        folder = (base / Path(cwd).expanduser()).resolve()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, ~ of nobody
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        shown = shorten(clean_line(cwd), 200)
+        raise SetupError(f"the folder {shown} cannot be used: {clean_line(reason)}") from None
+    raise SetupError(f"the folder {clean_line(str(folder))} does not exist")

@@ -26,6 +26,8 @@ from core.domain.commands import (
     ListSwarms,
     RunJob,
     SendInput,
+    Setup,
+    StartSwarm,
 )
 from core.domain.state import JobState
 from core.scripted.scenario import FOLDER
@@ -515,3 +517,25 @@ async def test_a_key_in_a_text_that_is_being_written_is_not_shown(
         await watched.until(lambda s: "and so " in watched.view.streaming.get(watched.root, ""))
         shown = watched.view.streaming[watched.root]
     assert shown == "答[redacted], or ([redacted]) they say and so "
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"cwd": "a\0b"}, "the folder ab cannot be used: embedded null byte"),
+        ({"cwd": "~no-such-user-here/x"}, "cannot be used: Could not determine home directory."),
+        ({"cwd": "x" * 5000}, "cannot be used: File name too long"),
+        ({"cwd": "nowhere"}, "nowhere does not exist"),
+        ({"setup": Setup(settings={"agents": {"max_threads": 2**63}})}, "agents.max_threads: "),
+    ],
+)
+async def test_a_start_that_cannot_be_carried_out_harms_no_other(
+    tmp_path: Path, fields: dict[str, Any], sentence: str
+) -> None:
+    settings = settings_for(tmp_path, scenario({"/root": [step(text="fine")]}), sandbox="off")
+    async with engine(settings) as client:
+        reply = await client.send(StartSwarm(task="go", **fields))
+        assert (reply.ok, reply.code) == (False, "usage")
+        assert sentence in reply.error
+        async with swarm(client) as watched:
+            await watched.quiet()
