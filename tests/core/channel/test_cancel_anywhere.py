@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from core.channel.local import open_engine
+from core.channel.remote import connect
 from core.config import Settings
-from core.domain.commands import StartSwarm
+from core.domain.commands import GetEvents, SendInput, StartSwarm
 from core.store.readers import Reader
 from core.view.swarm import SwarmView
 from tests.core.agents.scenarios import call, scenario, step
+from tests.core.channel.wire import SWARM, Staged, staged, until
 from tests.core.harness import settings_for
 
 TWO = scenario(
@@ -68,3 +70,35 @@ async def test_a_face_cancelled_at_any_step_ends_as_cancelled(tmp_path: Path, pa
             assert all(row["status"] != "open" for one in shown for row in one["calls"])
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert others == []
+
+
+async def visit(place: Staged) -> None:
+    """Every kind of thing that a client waits for."""
+    async with connect(place.socket) as client:
+        await client.send(SendInput(swarm=SWARM, thread="t", text="do it"))
+        async with client.subscribe(SWARM) as feed:
+            await anext(feed)
+            place.stage.spawn(1)
+            await anext(feed)
+            await client.page(GetEvents(swarm=SWARM))
+
+
+async def test_a_client_of_a_socket_cancelled_at_any_step_leaves_nothing_behind() -> None:
+    async with staged() as place:
+        place.stage.spawn(1)
+        finished = steps = 0
+        while finished < 3:
+            visiting = asyncio.create_task(visit(place))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            steps += 1
+            if not visiting.cancel():
+                finished += 1
+            await asyncio.wait({visiting})
+            assert visiting.cancelled() or visiting.exception() is None
+            await until(lambda: not place.server.clients and len(asyncio.all_tasks()) == 1)
+            assert not any(feed._readers for feed in place.hub._feeds.values())
+        # A command may have arrived, also from somebody who left at once: then it was carried out.
+        assert steps > 10
+        assert set(place.stage.begun) == {"do it", "page"}
+        assert place.stage.done.count("do it") == place.stage.begun.count("do it")
