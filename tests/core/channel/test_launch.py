@@ -84,9 +84,11 @@ async def test_it_runs_apart_from_whoever_started_it(settings: Settings) -> None
     assert os.getsid(pid) != os.getsid(0)
     assert os.getpgid(pid) != os.getpgid(0)
     assert os.getpriority(os.PRIO_PROCESS, pid) >= os.getpriority(os.PRIO_PROCESS, 0) + launch.NICE
-    os.kill(pid, signal.SIGHUP)  # a terminal that goes away is none of its business
     async with home_engine(settings, start=False) as client:
-        assert client.engine.pid == pid
+        os.kill(pid, signal.SIGHUP)  # a terminal that goes away is none of its business
+        for _ in range(20):
+            assert (await client.send(ListSwarms())).ok
+    assert [found.pid for found in directory.living(settings.home)] == [pid]
 
 
 async def test_a_killed_engine_is_followed_by_a_new_one(settings: Settings) -> None:
