@@ -7,8 +7,7 @@ import asyncio
 import re
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from core.safety.text import clean, clean_line
 from core.store.readers import Reader
 from core.store.roster import owned
 from tui import exits, setup, signals
+from tui.farewell import short_id
 
 if TYPE_CHECKING:
     from core.config import Settings
@@ -37,23 +37,12 @@ def run(args: Namespace) -> int:
     from tui.run_console import open_console
 
     swarm = _chosen(settings, args.id)
-    return open_console(settings, swarm, connect=lambda wanted: _engine(wanted, swarm))
+    return open_console(settings, swarm, connect=lambda wanted: setup.swarm_engine(wanted, swarm))
 
 
 def _check_id(ref: str | None) -> None:
     if ref is not None and not _ID.match(ref):
         raise exits.Quit(exits.USAGE, f"{clean_line(ref)!r} is not the id of a swarm or agent")
-
-
-@asynccontextmanager
-async def _engine(settings: Settings, swarm: str) -> AsyncIterator[Client]:
-    """The owner's engine; when the swarm has no owner any more, the home's own, which may resume it."""
-    from core.channel.launch import engine_of, home_engine
-    from core.store.locks import owner_alive
-
-    alive = await asyncio.to_thread(owner_alive, settings.home, swarm)
-    async with engine_of(settings.home, swarm) if alive else home_engine(settings) as client:
-        yield client
 
 
 # --- which swarm -----------------------------------------------------------------------------------------
@@ -81,7 +70,9 @@ async def choose(reader: Reader, settings: Settings, ref: str | None) -> str:
     if ref is not None:
         swarm = await reader.find_swarm(ref)
         if swarm not in await reader.live_swarms():
-            raise ClientError(f"this swarm is not running: watchroom resume {swarm} goes on with it")
+            raise ClientError(
+                f"this swarm is not running: watchroom resume {short_id(swarm)} goes on with it"
+            )
         return swarm
     record = await asyncio.to_thread(background, settings.home)
     candidates = await owned(reader, settings.home)
@@ -92,7 +83,8 @@ async def choose(reader: Reader, settings: Settings, ref: str | None) -> str:
     newest = await reader.all("SELECT swarm FROM swarms ORDER BY started_at DESC, swarm DESC LIMIT 1")
     runs = "the engine runs no swarm" if record is not None else "nothing runs here"
     if newest:
-        raise ClientError(f"{runs}: watchroom resume {newest[0][0]} goes on with the newest swarm")
+        swarm = short_id(newest[0][0])
+        raise ClientError(f"{runs}: watchroom resume {swarm} goes on with the newest swarm")
     raise ClientError(f"{runs}: start a swarm with watchroom TASK, or look at watchroom demo")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.domain.commands import ResumeSwarm
 from tui import exits, headless, reading, run_console, setup
+from tui.farewell import short_id
 
 if TYPE_CHECKING:
     from core.config import Settings
@@ -81,7 +82,8 @@ def _attach(settings: Settings, chosen: Chosen, *, in_lines: bool) -> int:
         owner = owner_of(settings.home, chosen.swarm)
         who = f"{owner.kind} engine, process {owner.pid}" if owner is not None else "another engine"
         raise exits.Quit(
-            exits.ERROR, f"this swarm runs already ({who}): watchroom attach {chosen.swarm} shows it"
+            exits.ERROR,
+            f"this swarm runs already ({who}): watchroom attach {short_id(chosen.swarm)} shows it",
         )
     return run_console.open_console(
         settings, chosen.swarm, connect=lambda wanted: setup.swarm_engine(wanted, chosen.swarm)

@@ -101,6 +101,8 @@ class Link:
         if code == 127:
             return f"watchroom was not found on {self.host}: install it there, on the PATH of its shell"
         said = "" if told else self.last_words()
+        if code in (1, 2):  # the bridge's own, who was reached and said why
+            return f"nothing to attach to on {self.host}" + (f": {said}" if said else "")
         return f"no connection to {self.host}: {said or f'ssh ended with exit code {code}'}"
 
     def last_words(self) -> str:

@@ -24,6 +24,7 @@ from tests.clock import FakeClock, settle
 from tests.tui.engine_process import ROOT, STILL, engine_with_swarm
 from tests.tui.shell import Shell
 from tui import exits, run_console
+from tui.farewell import short_id
 
 SSH = """#!/bin/sh
 echo "$@" >> "$FAKE_SSH_LOG"
@@ -136,7 +137,7 @@ def test_where_nothing_runs_it_says_how_to_go_on(shell: Shell, console: Opened) 
         pass
     for words in ((), (ended["swarm"],)):
         said = shell.refused(exits.ERROR, "attach", *words)
-        assert f"watchroom resume {ended['swarm']}" in said
+        assert f"watchroom resume {short_id(ended['swarm'])}" in said
     assert "there is no session or agent" in shell.refused(exits.ERROR, "attach", "0000")
     assert console.calls == []
 
@@ -177,8 +178,8 @@ def test_over_ssh_with_an_id(shell: Shell, console: Opened, ssh_log: Path) -> No
         assert (console.calls, console.statuses) == ([older["swarm"]], STILL)
     ran = shell("attach", older["swarm"], "--ssh", "host")
     assert ran.code == exits.ERROR
-    assert f"watchroom resume {older['swarm']}" in ran.err
-    assert ran.err.splitlines()[-1].startswith("watchroom: no connection to host")
+    assert f"watchroom resume {short_id(older['swarm'])}" in ran.err
+    assert ran.err.splitlines()[-1] == "watchroom: nothing to attach to on host"
 
 
 def test_over_ssh_much_on_standard_error_holds_nothing_up(

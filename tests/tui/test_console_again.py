@@ -391,10 +391,55 @@ async def test_a_lost_connection_to_another_machine_has_its_own_words_and_resume
         await pilot.press("R")
         await ready(pilot)
         assert "Permission denied" in screen_text(app).splitlines()[0]
+        assert "Permission denied" in screen_text(app).splitlines()[-1]  # whole, where the head has no room
         await pilot.press("R")
         await ready(pilot)
         assert not app.lost
         assert second.sent == []
+
+
+async def test_a_question_about_agents_goes_with_their_engine() -> None:
+    client = living(audit())
+    app = console(client, Engines())
+    async with app.run_test(size=SIZE) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+        assert "The engine goes on without this console" in screen_text(app)
+        client.feed(None)
+        await ready(pilot)
+        assert app.screen is app.swarm_screen
+        assert "the engine has ended" in screen_text(app)
+
+
+async def test_the_end_of_a_job_s_own_engine_after_its_job_is_no_failure() -> None:
+    story = Story()
+    story.start()
+    root = story.spawn("root", None, "", 0)
+    story.add(
+        e.JobCreated(
+            agent=root,
+            job="j",
+            name="lines",
+            instruction="",
+            input_path="a.csv",
+            output_path=None,
+            total=1,
+            concurrency=1,
+        )
+    )
+    story.add(e.JobEnded(agent=root, job="j", status="completed"))
+    client = FakeClient(story.events, outlives=True, kind="job")
+    app = console(client, Engines())
+    async with app.run_test(size=SIZE) as pilot:
+        await ready(pilot)
+        assert app.focused is app.swarm_screen.agents  # nobody waits for a task
+        client.feed(None)
+        await ready(pilot)
+        assert "the engine has ended" in screen_text(app)
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+    assert app.return_code == 0
 
 
 async def test_leaving_while_it_connects_does_not_wait_for_ever() -> None:

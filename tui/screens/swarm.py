@@ -210,7 +210,7 @@ class SwarmScreen(Screen[None]):
             root = state.agents[state.root]
             self.agents.refresh_rows()
             self.select(state.root)
-            if root.status == "idle" and not root.mail and not root.turns:
+            if root.status == "idle" and not (root.mail or root.turns or state.jobs):  # it waits for a task
                 self.set_focus(self.composer)
         elif self.selected is not None and self.selected not in state.agents:
             self.agents.refresh_rows()
