@@ -14,13 +14,14 @@ from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.status import Wait
 from core.models.types import Completed, ModelRequest, Queued, Retrying, TextDelta
+from core.safety.nesting import depth_of
 from core.safety.text import clean_line
 
 if TYPE_CHECKING:
     from core.agents.agent import Agent
 
 LONGEST_KEY = 4096
-MAX_DEPTH = 100
+MAX_ITEM_DEPTH = 100
 _IN_KEYS = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
@@ -236,14 +237,10 @@ def _reasoning(thread: str, item: dict[str, Any]) -> e.Reasoning:
     parts = item.get("summary") or []
     summary = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
     # Without its content the server could not use it, and would look for an id that it never stored.
-    echo = bool(item.get("encrypted_content") or item.get("content")) and _shallow(item, MAX_DEPTH)
+    echo = bool(item.get("encrypted_content") or item.get("content"))
+    if echo and depth_of(item, MAX_ITEM_DEPTH) > MAX_ITEM_DEPTH:
+        echo = False  # no store could keep it
     return e.Reasoning(agent=thread, summary=summary, item=item if echo else None)
-
-
-def _shallow(value: Any, levels: int) -> bool:
-    """Whether JSON nests at most so deep. What nests deeper than anybody's stack cannot be kept."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_shallow(part, levels - 1) for part in inner)
 
 
 def _cause(word: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from core.jobs.schema import SchemaChecker, Violation, depth_of, embedded
+from core.jobs.schema import SchemaChecker, Violation, embedded
+from core.safety.nesting import depth_of
 from core.safety.text import clean_line, shorten
 from core.store.jobs import JobStore
 from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput

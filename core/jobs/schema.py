@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from core.jobs.errors import JobInputError
+from core.safety.nesting import depth_of
 from core.safety.text import clean_line, shorten
 
 MAX_SCHEMA_BYTES = 64 * 1024
@@ -76,19 +77,6 @@ def _keywords(node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list):
         for value in node:
             yield from _keywords(value)
-
-
-def depth_of(value: Any, limit: int) -> int:
-    """How deep lists and objects nest; stops counting just above `limit`."""
-    depth, level = 0, [value]
-    while level and depth <= limit:
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
-        ]
-        depth += bool(level)
-    return depth
 
 
 def embedded(schema: Mapping[str, Any], at: str) -> dict[str, Any]:

@@ -563,7 +563,7 @@ async def test_a_reasoning_item_that_nests_too_deep_is_not_sent_back(
 async def test_an_event_that_cannot_be_written_fails_its_turn_alone(
     tmp_path: Path, deep_thought: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core.agents.turn, "_shallow", lambda *_: True)
+    monkeypatch.setattr(core.agents.turn, "depth_of", lambda *_: 0)
     settings = settings_for(tmp_path, scenario({"/root": []}), sandbox="off")
     async with engine(settings) as client, swarm(client, "go") as watched:
         await watched.until(lambda s: watched.at("/root").status == "errored")

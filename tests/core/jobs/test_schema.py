@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from core.jobs.errors import JobInputError
-from core.jobs.schema import SchemaChecker, check_schema, depth_of, embedded
+from core.jobs.schema import SchemaChecker, check_schema, embedded
 
 LINES = {
     "type": "object",
@@ -64,15 +64,6 @@ def test_bad_schemas_are_refused_in_a_sentence(schema: Any, sentence: str) -> No
         check_schema(schema)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_depth_stops_counting_above_its_limit() -> None:
-    assert depth_of({}, 5) == 0
-    assert depth_of({"a": [1]}, 5) == 2
-    deep: Any = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert depth_of(deep, 5) == 6
 
 
 def test_embedding_moves_the_references_along() -> None:
