@@ -101,7 +101,7 @@ class Limiter:
         """The most in flight since the round began, looked at when a place is taken: when one is given back
         it would be one short, and a small limit would never grow."""
         self._cooling = float("-inf")
-        self._held: float | None = None
+        self._held = float("-inf")
         self._refused = False
 
     @property
@@ -120,8 +120,8 @@ class Limiter:
     def view(self) -> LimiterView:
         now, wall = self._clock.monotonic(), self._clock.now()
 
-        def moment(at: float | None) -> datetime | None:
-            return wall + timedelta(seconds=at - now) if at is not None and at > now else None
+        def moment(at: float) -> datetime | None:
+            return wall + timedelta(seconds=at - now) if at > now else None
 
         return LimiterView(
             model=self.model,
@@ -187,12 +187,11 @@ class Limiter:
 
     def hold(self, seconds: float) -> None:
         """Nothing is sent before `seconds` have passed; what is in flight goes on."""
-        until = self._clock.monotonic() + seconds
         begins = not self._left()
-        if self._held is None or until > self._held:
-            self._held = until
+        self._held = max(self._held, self._clock.monotonic() + seconds)
         if begins:
-            self._tell()
+            for ticket in self._queue():
+                ticket._tell()
 
     def refuse(self, error: ModelError) -> None:
         """The server wants nothing more: whatever waits fails with `error` instead of asking the same. From
@@ -232,16 +231,9 @@ class Limiter:
 
     def _serve(self) -> None:
         """Give places to those who wait longest."""
-        if self._held is not None and not self._left():
-            self._held = None
-            self._tell()  # who gets no place at once waits in line from now on
         while (line := self._repeated or self._fresh) and self._room():
             ticket, _ = line.popitem(last=False)
             self._admit(ticket)
-            ticket._tell()
-
-    def _tell(self) -> None:
-        for ticket in self._queue():
             ticket._tell()
 
     def _queue(self) -> Iterator[Ticket]:
@@ -258,7 +250,7 @@ class Limiter:
 
     def _left(self) -> float:
         """Seconds until the end of a hold."""
-        return 0.0 if self._held is None else max(0.0, self._held - self._clock.monotonic())
+        return max(0.0, self._held - self._clock.monotonic())
 
 
 class Ticket:

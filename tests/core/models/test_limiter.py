@@ -338,6 +338,24 @@ async def test_those_in_line_hear_of_a_hold_and_a_longer_one_counts(clock: FakeC
         assert waiter.ticket.inside
 
 
+async def test_nobody_overtakes_at_the_end_of_a_hold(clock: FakeClock) -> None:
+    of = limiter(clock, 1)
+    of.hold(5)
+    late = of.ticket()
+
+    async def come_first() -> bool:
+        await clock.sleep(5)
+        return late.enter()
+
+    newcomer = asyncio.ensure_future(come_first())
+    await settle()
+    async with waiters(of, 1) as [waiter]:
+        await clock.advance(5)
+        assert await newcomer is False
+        assert waiter.ticket.inside
+        late.leave()
+
+
 async def test_a_hold_that_nobody_waited_for_is_over_by_itself(clock: FakeClock) -> None:
     of = limiter(clock, 1)
     of.hold(5)
