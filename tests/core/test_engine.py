@@ -539,3 +539,12 @@ async def test_a_start_that_cannot_be_carried_out_harms_no_other(
         assert sentence in reply.error
         async with swarm(client) as watched:
             await watched.quiet()
+
+
+@pytest.mark.parametrize("author", ["engine", "engine: it crashed", "/root/a", "", "two\nlines", "x" * 61])
+async def test_nobody_passes_for_the_engine_or_an_agent(tmp_path: Path, author: str) -> None:
+    """A turn that was cut by the engine goes on when its swarm is resumed; one cut by a person does not."""
+    settings = settings_for(tmp_path, scenario({"/root": []}), sandbox="off")
+    async with engine(settings) as client:
+        reply = await client.send(ListSwarms(author=author))
+        assert (reply.ok, reply.code) == (False, "usage")
