@@ -279,7 +279,7 @@ def _folder(cwd: str | Path | None) -> Path:
         path = path.resolve()
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"the working folder cannot be used: {_reason(error)}") from None
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"the working folder {_show(path)} is not a folder: give an existing one with --cd")
     return path
 
@@ -296,7 +296,7 @@ def _store_folder(settings: FileSettings, environ: Mapping[str, str], one_folder
     """`[store] dir`, else WATCHROOM_SQLITE_HOME, else the one folder, else the platform's data folder."""
     chosen = settings.store.dir or environ.get("WATCHROOM_SQLITE_HOME") or one_folder
     path = Path(chosen).expanduser().absolute() if chosen else platformdirs.user_data_path(APP)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise ConfigError(f"the store's folder {_show(path)} is a file: name a folder with --home")
     return path
 
@@ -492,7 +492,7 @@ def _notices(merged: dict[str, Any], folder: Path, notify: Callable[[str], None]
     if merged.get("mcp"):
         notify("the servers in [mcp] are accepted but this version does not start them")
     project = folder / ".watchroom" / "config.toml"
-    if project.is_file():
+    if os.path.isfile(project):
         notify(f"{_show(project)} was ignored: project settings are not trusted by this version")
 
 

@@ -147,11 +147,11 @@ def folders(settings: Settings) -> list[Check]:
 
 
 def _folder(name: str, path: Path) -> Check:
-    if not path.exists():
+    if not os.path.exists(path):
         if setup.writable(path):
             return Check(name, "ok", f"{path} (made when it is needed)")
         return Check(name, "fail", f"{path} does not exist and cannot be made")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return Check(name, "fail", f"{path} is not a folder")
     mode = stat.S_IMODE(path.stat().st_mode)
     if name != "config" and not os.access(path, os.W_OK | os.X_OK):
@@ -179,8 +179,10 @@ async def store(settings: Settings) -> Check:
 
     try:
         found = await health(settings.home)
-    except (StoreError, OSError) as error:
+    except StoreError as error:
         return Check("store", "fail", str(error))
+    except OSError as error:
+        return Check("store", "fail", f"the store in {settings.home} cannot be read: {error.strerror}")
     if found is None:
         return Check("store", "ok", "there is none yet")
     said = f"{found.path}, {found.swarms} swarm{'' if found.swarms == 1 else 's'}, {found.bytes / 1e6:.1f} MB"
@@ -190,9 +192,14 @@ async def store(settings: Settings) -> Check:
 
 
 async def engines(settings: Settings, clock: Clock) -> AsyncIterator[Check]:
+    from core.channel.client import ClientError
     from core.channel.directory import living
 
-    records = await asyncio.to_thread(living, settings.home)
+    try:
+        records = await asyncio.to_thread(living, settings.home)
+    except ClientError as error:
+        yield Check("engine", "fail", str(error))
+        return
     if not records:
         yield Check("engine", "ok", "none runs in this home (the console starts one)")
     for record in records:

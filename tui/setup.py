@@ -101,9 +101,9 @@ def note(text: str) -> None:
 
 def writable(folder: Path) -> bool:
     """Whether `folder` is, or could be made, a folder to write in."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def glyphs_fit(stream: TextIO | None = None) -> bool:

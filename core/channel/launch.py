@@ -117,7 +117,7 @@ def _unreachable(home: Path, record: EngineRecord, error: EngineGone) -> ClientE
             f"the engine (process {record.pid}) runs on {host}, not on this machine:"
             f" watchroom attach --ssh {host}"
         )
-    if Path(record.socket).exists():
+    if os.path.exists(record.socket):
         return error
     end = "watchroom stop" if record.kind == "background" else f"kill {record.pid}"
     return ClientError(

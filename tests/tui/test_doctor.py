@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -119,6 +120,29 @@ def test_folders_and_stores_that_cannot_be_used(shell: Shell, tmp_path: Path) ->
     shell.home.chmod(0o777)
     status, detail = examined(shell, *words)[1]["home"]
     assert (status, "chmod 700" in detail) == ("warn", True)
+
+
+def test_a_folder_of_another_user_is_a_check_too(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a shell of one user keeps the variables, or the working folder, of another one."""
+    closed = tmp_path / "closed"
+    looked = os.stat
+
+    def stat(path: Any, *args: Any, **named: Any) -> os.stat_result:
+        """root may look everywhere: this is what others see."""
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path, *args, **named)
+
+    closed.mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setenv("WATCHROOM_SQLITE_HOME", str(closed / "store"))
+    ran, checks = examined(shell, "--base-url", "scripted:demo", "-C", str(closed))
+    assert ran.code == exits.ERROR
+    assert {name for name, (status, _) in checks.items() if status == "fail"} == {"store", "engine"}
+    assert all("Errno" not in detail for _, detail in checks.values())
+    assert "Permission denied" in shell.refused(exits.ERROR, "stop")
 
 
 def test_engines_that_live_are_asked_and_one_that_stands_still_is_busy(
