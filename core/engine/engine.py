@@ -426,7 +426,11 @@ class Engine:
         task = hosted.served = self._group.create_task(served, name=f"swarm {hosted.swarm.id}")
         self._serving_tasks.add(task)
         task.add_done_callback(self._serving_tasks.discard)
+        # It may fail before it takes any; whoever asked for the swarm must not wait for ever.
+        task.add_done_callback(lambda _: ready.set())
         await ready.wait()
+        if task.done() and (task.cancelled() or task.exception() is not None):
+            raise CommandError("the engine ends before the swarm could begin", "closed")
 
     async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
         """The sandbox for this swarm, or None where there is none or it is turned off. Each program is tried

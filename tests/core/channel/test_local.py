@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from core.agents.swarm import Swarm
 from core.channel.client import Client, ClientError
 from core.domain.commands import (
     RunJob,
@@ -54,6 +57,22 @@ async def test_what_the_face_raises_comes_out_as_it_was_and_turns_are_recorded(t
     async with Reader.open(settings.home) as reader:
         state = await reader.load_state(started[0])
     assert [agent.status for agent in state.agents.values()] == ["interrupted"]
+
+
+async def test_a_swarm_that_cannot_begin_does_not_keep_its_engine_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def broken(swarm: Swarm) -> AsyncIterator[None]:
+        raise RuntimeError("a bug")
+        yield
+
+    monkeypatch.setattr(Swarm, "serve", broken)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(10) as scope, engine(settings_for(tmp_path, HANG)) as client:
+            await client.send(StartSwarm(task="go"))
+    assert caught.group_contains(RuntimeError, match="a bug")
+    assert not scope.expired()
 
 
 async def test_a_cancelled_face_leaves_an_orderly_end(tmp_path: Path) -> None:
