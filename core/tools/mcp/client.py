@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from core.clock import Clock
 from core.safety.text import clean_line, shorten
-from core.tools.mcp.errors import Disconnected, McpError
+from core.tools.mcp.errors import CLOSED, Disconnected, McpError
 from core.tools.mcp.stdio import MAX_LINE, LineReader, Oversized, ServerProcess
 from core.version import VERSION
 
@@ -75,6 +75,7 @@ class Connection:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.over = False
 
     async def list_tools(self) -> list[Any]:
         """All its tools, as mcp's `Tool`. Raises McpError."""
@@ -143,10 +144,12 @@ async def conversation(
         cache=None,
     )
     async with client:
+        connection = Connection(client)
         watching = asyncio.ensure_future(_watch(client, host))
         try:
-            yield Connection(client)
+            yield connection
         finally:
+            connection.over = True
             watching.cancel()
             await asyncio.wait({watching})
 
@@ -226,6 +229,8 @@ async def _read(process: ServerProcess, clock: Clock, deliver: Any, lost: Lost) 
             while data := await process.read():
                 for line in lines.feed(data):
                     await _line(line, screen, deliver)
+                # A pipe that is always full never waits; others must have their turn.
+                await clock.sleep(0)
             lost(await _end_of(process, clock))
         except McpError as why:
             lost(str(why))
@@ -290,7 +295,8 @@ async def over_http(url: str, clock: Clock, lost: Lost, refused: Lost) -> AsyncI
                 " is supported"
             )
         if "content-encoding" in response.headers:
-            raise McpError("it compresses its answers, which it was asked not to")
+            refused("it compresses its answers, which it was asked not to")
+            raise McpError("a compressed answer")
         if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
             response.stream = _Capped(response.stream)
 
@@ -317,7 +323,7 @@ async def _relay(source: Any, deliver: Any, screen: _Screen, lost: Lost) -> None
             async for item in source:
                 screen.count(0)
                 await deliver.send(screen.strip(item) if isinstance(item, SessionMessage) else item)
-            lost("the connection was closed")
+            lost(CLOSED)
         except McpError as why:
             lost(str(why))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+CLOSED = "the connection was closed"
+"""What is known when a connection ends before the error that ended it is."""
+
 
 class McpError(Exception):
     """A server cannot start or answer. One sentence, fit for one line."""

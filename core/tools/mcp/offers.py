@@ -92,15 +92,23 @@ def _schema(given: dict[str, Any]) -> dict[str, Any]:
     # Here: a tenth of a second, for those who use servers.
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
 
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         problem = shorten(clean_line(error.message), 200)
         raise _LeftOut(f"has a schema that is none: at {error.json_path}: {problem}") from None
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     for reference in _references(schema):
         if not reference.startswith("#"):
             raise _LeftOut(f"has a schema that refers to {show(reference)}, outside itself")
+        try:
+            resolver.lookup(reference)
+        except (Unresolvable, ValueError):
+            raise _LeftOut(f"has a schema that refers to {show(reference)}, which it does not hold") from None
     return schema
 
 

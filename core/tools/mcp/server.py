@@ -17,7 +17,7 @@ from core.clock import Clock
 from core.config import McpSettings
 from core.safety.text import clean, clean_line, is_clean, shorten
 from core.tools.environment import listed, search_path
-from core.tools.mcp.errors import Disconnected, McpError
+from core.tools.mcp.errors import CLOSED, Disconnected, McpError
 from core.tools.mcp.offers import Offer, check, show
 
 INSTALL = "MCP servers need the package mcp, which is not installed: pip install 'watchroom[mcp]'"
@@ -77,13 +77,13 @@ class McpServer:
         elicit: Elicit | None,
         on_status: Callable[[Status], None],
     ) -> None:
-        self.name = name
+        self.name = show(name)
         self.settings = settings
         self.offers: dict[str, Offer] = {}
         """What it offered when it started, by its own names, after the allow and deny lists."""
         self.problems: list[str] = []
         """What is wrong with what it offers, a sentence each."""
-        self.status = Status(server=name, state="starting", required=settings.required)
+        self.status = Status(server=self.name, state="starting", required=settings.required)
         self._cwd = cwd
         self._environment = environment
         self._clock = clock
@@ -169,7 +169,7 @@ class McpServer:
 
     def _why(self, error: BaseException) -> str:
         """The reason in a sentence: what the transport said, else the innermost error."""
-        if self._end.done() and (said := self._end.result()):
+        if self._end.done() and (said := self._end.result()) not in ("", CLOSED):
             return said
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -277,25 +277,30 @@ class McpServer:
             self._notes.remove(notes)
 
     async def _called(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> Any:
-        if self._connection is None or self._end.done():
+        connection = self._connection
+        if connection is None or self._end.done():
             raise McpError(self._gone())
         try:
             if self._changed:
                 await self._compare()
             self._refuse_stale(offer)
-            return await self._connection.call(offer.tool, arguments, progress)
-        except Disconnected:
-            # The owner is on its way out, and then knows why.
-            over: set[asyncio.Future[Any]] = {self._end, self._finished}
-            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            return await connection.call(offer.tool, arguments, progress)
+        except Disconnected as error:
+            if not (self._end.done() or connection.over):
+                # Over HTTP one answer can be lost, and not the server.
+                raise McpError(f"the MCP server {self.name}: {error}") from None
+            if not self._end.done() or self._end.result() == CLOSED:
+                # The owner is on its way out, and then knows why.
+                await asyncio.wait({self._finished})
             raise McpError(self._gone()) from None
         except McpError as error:
             raise McpError(f"the MCP server {self.name}: {error}") from None
 
     def _gone(self) -> str:
-        why = self.status.detail if self.status.state == "ended" else ""
-        if self._end.done():
-            why = self._end.result() or why
+        if self.status.state == "ended":
+            why = self.status.detail
+        else:
+            why = self._end.result() if self._end.done() else ""
         return f"the MCP server {self.name} is gone: {why or 'it was stopped'}; {NOT_RESTARTED}"
 
     async def _limited(self, work: Awaitable[_T]) -> _T:

@@ -28,6 +28,8 @@ MAX_LINE = 8 * 1024 * 1024
 MAX_SKIPPED = 128 * 1024 * 1024
 """Bytes of one line that are read to find its end; after that the server is ended."""
 STDERR_LIMIT = 8_192
+FLOOD_BYTES = 32 * 1024 * 1024
+"""Bytes of error output within a second that are too many."""
 CLOSE_SECONDS = 1.0
 """For a server to end by itself once its input is closed."""
 TERM_SECONDS = 1.0
@@ -100,6 +102,28 @@ class LineReader:
         return line
 
 
+class _Words(Capture):
+    """What it writes to stderr. A process that writes without end is killed: reading takes the loop's time,
+    and not reading would stop a server that means well."""
+
+    def __init__(self, clock: Clock, group: int) -> None:
+        super().__init__(STDERR_LIMIT)
+        self._clock = clock
+        self._group = group
+        self._since = clock.monotonic()
+        self._before = 0
+        self.flooded = False
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        now = self._clock.monotonic()
+        if now - self._since >= 1.0:
+            self._since, self._before = now, self.total
+        if self.total - self._before > FLOOD_BYTES and not self.flooded:
+            self.flooded = True
+            signal_group(self._group, signal.SIGKILL)
+
+
 class ServerProcess:
     """A running server. `start` it, then `aclose` it, whatever happened in between."""
 
@@ -117,7 +141,7 @@ class ServerProcess:
         self._clock = clock
         self._stdin: int | None = stdin
         self._stdout = stdout
-        self._said = Capture(STDERR_LIMIT)
+        self._said = _Words(clock, process.pid)
         self._stderr = Pipe(stderr, self._said)
         self._loop = asyncio.get_running_loop()
         os.set_blocking(stdin, False)
@@ -188,6 +212,8 @@ class ServerProcess:
     async def exited(self) -> str:
         """Wait for its end; how it was, with its last words: `it ended with exit code 3 ("no such file")`."""
         await self._process.wait()
+        if self._said.flooded:
+            return f"it flooded us with more than {FLOOD_BYTES // 1_000_000} MB of error output a second"
         return f"it ended {self._how()}{self.last_words()}"
 
     def _how(self) -> str:
@@ -232,7 +258,7 @@ class ServerProcess:
         try:
             async with self._clock.timeout(seconds):
                 while await self.read():
-                    pass
+                    await self._clock.sleep(0)
                 await self._process.wait()
         except TimeoutError:
             return

@@ -88,6 +88,11 @@ def endless(number: object, arguments: dict, meta: dict) -> None:
         sys.stdout.write("x" * 65536)
 
 
+def mutter(number: object, arguments: dict, meta: dict) -> None:
+    while True:
+        sys.stderr.write("x" * 65536)
+
+
 def huge_id_last(number: object, arguments: dict, meta: dict) -> None:
     result = text("x" * int(arguments["size"]))
     sys.stdout.write(json.dumps({"result": result, "jsonrpc": "2.0", "id": number}) + "\n")
@@ -165,6 +170,7 @@ CALLS = {
     "huge": lambda number, arguments, meta: text("x" * int(arguments["size"])),
     "huge_id_last": huge_id_last,
     "endless": endless,
+    "mutter": mutter,
     "hang": lambda number, arguments, meta: None,
     "progress": progress,
     "image": lambda number, arguments, meta: {

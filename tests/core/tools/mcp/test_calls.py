@@ -102,6 +102,7 @@ async def test_a_long_result_keeps_its_head_and_tail(mcp: Fixture) -> None:
         ("die", 'it ended with exit code 3 ("last words")'),
         ("flood", "it flooded us with more than"),
         ("endless", "it sent more than 134 MB without the end of a message"),
+        ("mutter", "it flooded us with more than 33 MB of error output a second"),
     ],
 )
 async def test_a_server_that_is_lost_in_a_call_is_an_error_and_a_status(
@@ -114,6 +115,22 @@ async def test_a_server_that_is_lost_in_a_call_is_an_error_and_a_status(
         status = await mcp.until("ended")
         assert status.detail.startswith(said)
         assert await mcp.failure("s__echo") == error
+
+
+async def test_others_have_their_turn_while_a_server_floods(mcp: Fixture) -> None:
+    turns = 0
+
+    async def work() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with mcp.running({"s": fake()}):
+        working = asyncio.create_task(work())
+        await mcp.failure("s__endless")
+        working.cancel()
+    assert turns > 1_000  # of the 2,000 times that something was read
 
 
 async def test_a_slow_call_ends_and_the_server_is_told(mcp: Fixture) -> None:
