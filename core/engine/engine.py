@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -28,7 +28,7 @@ from core.domain.paths import PathError, depth
 from core.domain.state import SwarmState
 from core.engine.models import ModelPool
 from core.engine.pages import agents_page
-from core.engine.resume import take_over
+from core.engine.resume import take_over, threads_of, unattended_of
 from core.engine.setup import SetupError, environment_of, settings_of, swarm_config
 from core.engine.workers import JobWorkers
 from core.jobs.errors import JobInputError
@@ -290,7 +290,10 @@ class Engine:
         found = await self.store.reader.load_state(command.swarm)
         settings = settings_of(command.setup, self.settings)
         config = swarm_config(
-            settings, found.cwd, command.unattended or _unattended(found), threads=_threads(found, settings)
+            settings,
+            found.cwd,
+            command.unattended or unattended_of(found),
+            threads=threads_of(found, settings),
         )
         async with AsyncExitStack() as held:
             hosted = await self._host(held, found.swarm, command.setup, settings, config)
@@ -564,21 +567,6 @@ class Engine:
             found.swarm.on_commit(events)
         self.changed.set()
         self.on_events(swarm, events, bodies)
-
-
-def _unattended(state: SwarmState) -> Literal["wait", "refuse"]:
-    return "refuse" if state.unattended == "refuse" else "wait"
-
-
-def _threads(state: SwarmState, settings: Settings) -> int | None:
-    """The slots of a swarm that comes back, if they are not those of the settings: a job has those that it
-    began with, and nobody waits for ever because a new limit leaves no slot beside the root's."""
-    if state.source == "job":
-        return state.slots
-    below = any(agent.parent is not None and agent.status != "shutdown" for agent in state.agents.values())
-    if settings.agents.max_threads < 2 and (below or not all(job.ended for job in state.jobs.values())):
-        return 2
-    return None
 
 
 def _listed(state: SwarmState) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from core.agents.reload import take_over as taken_over
 from core.agents.swarm import Swarm
+from core.config import Settings
 from core.domain import events as e
+from core.domain.state import SwarmState
 from core.jobs.service import JobService
 from core.store.jobs import StoredJob
 from core.store.reload import queued_mail
@@ -60,3 +63,18 @@ def _resumed(swarm: Swarm, by: str) -> e.SwarmResumed:
         unattended=config.unattended,
         slots=config.limits.max_threads,
     )
+
+
+def unattended_of(state: SwarmState) -> Literal["wait", "refuse"]:
+    return "refuse" if state.unattended == "refuse" else "wait"
+
+
+def threads_of(state: SwarmState, settings: Settings) -> int | None:
+    """The slots of a swarm that comes back, if they are not those of the settings: a job has those that it
+    began with, and nobody waits for ever because a new limit leaves no slot beside the root's."""
+    if state.source == "job":
+        return state.slots
+    below = any(agent.parent is not None and agent.status != "shutdown" for agent in state.agents.values())
+    if settings.agents.max_threads < 2 and (below or not all(job.ended for job in state.jobs.values())):
+        return 2
+    return None
