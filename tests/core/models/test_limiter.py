@@ -289,6 +289,31 @@ async def test_who_is_cancelled_loses_nothing(clock: FakeClock) -> None:
         assert (of.in_flight, of.waiting) == (1, 0)
 
 
+async def test_what_happens_while_somebody_is_told_is_not_missed(clock: FakeClock) -> None:
+    """Telling means writing to the store: the place may come, or the end of all hope, before it is done."""
+    of = limiter(clock, 1)
+    [inside] = fill(of, 1)
+    first, second, third = of.ticket(), of.ticket(), of.ticket()
+    lines = []
+    for number, ticket in enumerate((first, second, third), 1):
+        assert not ticket.enter()
+        lines.append(ticket.line())
+        assert await anext(lines[-1]) == Queued(place=number)
+    async with asyncio.timeout(5):
+        inside.leave()
+        with pytest.raises(StopAsyncIteration):
+            await anext(lines[0])
+        first.hold(5)
+        assert (await anext(lines[1])).until == clock.now() + timedelta(seconds=5)
+        first.refuse(QUOTA)
+        for line in lines[1:]:
+            with pytest.raises(ModelError):
+                await anext(line)
+    for ticket in (first, second, third):
+        ticket.leave()
+    assert (of.in_flight, of.waiting) == (0, 0)
+
+
 def test_leaving_twice_gives_back_one_place(clock: FakeClock) -> None:
     of = limiter(clock, 2)
     first, _ = fill(of, 2)
