@@ -22,6 +22,7 @@ import core
 from core.channel import directory, remote
 from core.channel.client import Client, ClientError, EngineBusy, EngineGone
 from core.channel.directory import EngineRecord
+from core.channel.logfile import make_private
 from core.clock import Clock, SystemClock
 from core.config import EngineSettings, Settings
 from core.safety.text import clean_line, shorten
@@ -222,7 +223,7 @@ def _open_output(logs: Path) -> int:
     path = logs / OUTPUT_NAME
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(logs)
         fd = os.open(path, flags, 0o600)
         if os.fstat(fd).st_size > MOST_OUTPUT:
             os.ftruncate(fd, 0)

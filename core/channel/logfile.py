@@ -107,12 +107,20 @@ class LogFile(logging.Handler):
         return shorten(clean(self.redact(storable(text))), MOST_CHARS)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and whatever is missing above it (a home that begins with its log), for us alone."""
+    if not os.path.isdir(folder):
+        if folder != folder.parent:
+            make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def logging_to(folder: Path) -> Iterator[LogFile]:
     """What is logged goes to `<folder>/engine.log`: our own from INFO on, a library's (the HTTP client has a
     line for each request) from WARNING on. Raises ClientError."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         handler = LogFile(folder / NAME, Redactor(os.environ))
     except OSError as error:
         raise ClientError(f"the log {folder / NAME} cannot be written: {error.strerror}") from error

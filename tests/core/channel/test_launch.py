@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,8 +80,11 @@ async def test_two_that_start_at_once_end_with_one_engine(settings: Settings) ->
 
 
 async def test_it_runs_apart_from_whoever_started_it(settings: Settings) -> None:
-    async with home_engine(settings) as client:
+    settings.home.rmdir()
+    async with home_engine(settings.model_copy(update={"logs": settings.home / "logs"})) as client:
         pid = client.engine.pid
+    for folder in (settings.home, settings.home / "logs"):  # a home that begins with its log is as private
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert os.getsid(pid) != os.getsid(0)
     assert os.getpgid(pid) != os.getpgid(0)
     assert os.getpriority(os.PRIO_PROCESS, pid) >= os.getpriority(os.PRIO_PROCESS, 0) + launch.NICE

@@ -35,6 +35,7 @@ def test_a_line_says_when_who_and_what(tmp_path: Path) -> None:
         except ValueError:
             log.exception("it failed")
     log.warning("nobody hears this here")
+    assert [stat.S_IMODE(made.stat().st_mode) for made in (folder.parent, folder)] == [0o700, 0o700]
     first, second = lines(folder)
     assert (first["level"], first["logger"], first["message"]) == ("info", "watchroom.test", "hello there")
     assert first["at"].endswith("+00:00")
