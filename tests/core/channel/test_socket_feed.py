@@ -27,6 +27,7 @@ class Follower:
         self.view = SwarmView()
         self.reads = asyncio.Event()
         self.reads.set()
+        self.frozen = False
         self.lagged = False
 
     async def follow(self) -> None:
@@ -95,6 +96,8 @@ class Play:
             case "turn":
                 for _ in range(n):
                     await asyncio.sleep(0)
+            case "catch up":
+                await self.catch_up()
             case _ if self.followers:
                 await self.touch(what, self.followers[n % len(self.followers)][0], n % len(self.followers))
 
@@ -103,6 +106,15 @@ class Play:
         client = await own.enter_async_context(connect(self.place.socket, backlog=BACKLOG))
         follower = Follower(client)
         self.followers.append((follower, self.group.create_task(follower.follow()), own))
+
+    async def catch_up(self) -> None:
+        """Until all that read have what happened so far."""
+        for follower, _, _ in self.followers:
+            if follower.reads.is_set() and not follower.frozen:
+                await until(lambda: follower.view.reset and self.shows_all(follower.view))  # noqa: B023
+
+    def shows_all(self, view: SwarmView) -> bool:
+        return view.state.seq == self.place.stage.now.seq and view.streaming == self.writer.texts
 
     async def touch(self, what: str, follower: Follower, index: int) -> None:
         match what:
@@ -115,8 +127,10 @@ class Play:
             case "go on":
                 follower.reads.set()
             case "freeze" if follower.client.connected:
+                follower.frozen = True
                 follower.client._writer.transport.pause_reading()  # type: ignore[attr-defined]
             case "thaw":
+                follower.frozen = False
                 follower.client._writer.transport.resume_reading()  # type: ignore[attr-defined]
 
     async def finish(self) -> None:
@@ -144,6 +158,7 @@ NAMES = [
     "again",
     "join",
     "turn",
+    "catch up",
     "leave",
     "stall",
     "go on",
@@ -158,6 +173,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_size=
 @example([("join", 1), ("turn", 9), ("freeze", 0), *[("burst", 9)] * 9, ("thaw", 0), ("spawn", 1)])
 @example([("join", 1), ("turn", 9), ("stall", 0), *[("spawn", 9), ("turn", 9)] * 5, ("go on", 0)])
 @example([("write", 1), ("write", 2), ("join", 1), *[("write", 1), ("write", 2)] * 9, ("settle", 2)])
+@example([("catch up", 0), ("write", 1), ("turn", 9), ("write", 1), ("turn", 9), ("write", 1)])
 @example([("turn", 9), ("stall", 0), ("write", 3), ("turn", 9), ("write", 3), ("again", 3), ("write", 3)])
 def test_every_client_ends_with_the_fold_of_the_journal(steps: list[tuple[str, int]]) -> None:
     async def play() -> None:
