@@ -32,6 +32,8 @@ MOST_MODELS = 64
 LEAST, START, MOST = 2, 20, 1000
 RETOLD = timedelta(seconds=1)
 """A moment that moved by less is not worth another word."""
+RETOLD_PLACE = timedelta(seconds=5)
+"""No place in line is told again sooner, nor before it is half of what was told: each word is an event."""
 
 Reason = Literal["slow start", "growth", "rate limit", "settings"]
 
@@ -103,6 +105,10 @@ class Limiter:
         self._cooling = float("-inf")
         self._held = float("-inf")
         self._refused = False
+        self._gone = 0
+        """How many have left the line so far."""
+        self._halfway: dict[int, list[Ticket]] = {}
+        """Whom to tell when so many have."""
 
     @property
     def waiting(self) -> int:
@@ -113,7 +119,7 @@ class Limiter:
         return Ticket(self)
 
     def idle(self) -> bool:
-        """Whether nothing would be lost by forgetting it for a while."""
+        """Whether it may be forgotten: nobody uses it and there is nothing to wait for."""
         cooling = self._clock.monotonic() < self._cooling
         return not (self.in_flight or self.waiting or self._paused or self._left() or cooling)
 
@@ -217,8 +223,10 @@ class Limiter:
         if ticket.inside:
             self.in_flight -= 1
         else:
-            self._repeated.pop(ticket, None)
-            self._fresh.pop(ticket, None)
+            line = self._repeated if ticket in self._repeated else self._fresh
+            if ticket in line:
+                del line[ticket]
+                self._move_up()
         self._serve()
 
     def _room(self) -> bool:
@@ -235,6 +243,18 @@ class Limiter:
             ticket, _ = line.popitem(last=False)
             self._admit(ticket)
             ticket._tell()
+            self._move_up()
+
+    def _move_up(self) -> None:
+        self._gone += 1
+        for ticket in self._halfway.pop(self._gone, ()):
+            ticket._tell()
+        if not self.waiting:
+            self._halfway.clear()
+
+    def _remind(self, ticket: Ticket, place: int) -> None:
+        """Tell it when about half of those ahead are gone."""
+        self._halfway.setdefault(self._gone + max(1, place // 2), []).append(ticket)
 
     def _queue(self) -> Iterator[Ticket]:
         yield from self._repeated
@@ -257,7 +277,7 @@ class Ticket:
     """One request: in line, with a place, or between two attempts. `leave` in every case, as often as you
     like; nothing of it is lost when the task that waits is cancelled."""
 
-    __slots__ = ("_failure", "_future", "_limiter", "_news", "inside", "repeated")
+    __slots__ = ("_failure", "_future", "_limiter", "inside", "repeated")
 
     def __init__(self, limiter: Limiter) -> None:
         self.inside = False
@@ -265,34 +285,35 @@ class Ticket:
         self.repeated = False
         self._limiter = limiter
         self._future: asyncio.Future[None] | None = None
-        self._news = False
         self._failure: ModelError | None = None
 
     def enter(self) -> bool:
         """Take a place if nobody waits and there is one; else join the line and wait with `line`."""
-        self._news = False
         return self._limiter._enter(self)
 
     async def line(self) -> AsyncGenerator[Queued, None]:
         """What the request waits for, first and whenever it has become something else; ends with a place.
         Raises ModelError when the server wants no more requests."""
+        limiter = self._limiter
         told: Queued | None = None
+        told_at = limiter._clock.now()
         while True:
-            self._limiter._serve()
+            left = limiter._left()  # before the look at the line: what ends after it must still wake us
+            limiter._serve()
             self._check()
             if self.inside:
                 return
-            self._news = False
-            wait = self._limiter._wait_of(self)
-            if told is None or _differs(told, wait):
-                told = wait
+            wait = limiter._wait_of(self)
+            if told is None or _differs(told, wait, limiter._clock.now() - told_at):
+                told, told_at = wait, limiter._clock.now()
                 yield wait
-            await self._wait(self._limiter._left() or None)
+                continue  # much may have happened until the other side came back
+            limiter._remind(self, wait.place)
+            await self._wait(left or None)
 
     async def pause(self, seconds: float) -> None:
         """Before the next attempt, which goes to the head of the line. Raises ModelError as `line` does."""
         self.repeated = True
-        self._news = False
         paused = self._limiter._paused
         paused.add(self)
         try:
@@ -323,7 +344,6 @@ class Ticket:
         self.inside = False
 
     def _tell(self) -> None:
-        self._news = True
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
@@ -339,8 +359,6 @@ class Ticket:
 
     async def _wait(self, seconds: float | None) -> None:
         """Until there is news, `seconds` at most."""
-        if self._news:
-            return
         self._future = asyncio.get_running_loop().create_future()
         try:
             async with self._limiter._clock.timeout(seconds):
@@ -382,7 +400,10 @@ class Limiters:
         return [limiter.view() for limiter in self._by_model.values()]
 
 
-def _differs(told: Queued, now: Queued) -> bool:
+def _differs(told: Queued, now: Queued, since: timedelta) -> bool:
+    """Whether it is worth another word, `since` after the last one."""
+    if told.until is None and now.until is None:
+        return now.place * 2 <= told.place and since >= RETOLD_PLACE
     if told.until is None or now.until is None:
-        return told.until is not now.until
+        return True
     return abs(now.until - told.until) >= RETOLD

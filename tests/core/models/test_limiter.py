@@ -289,6 +289,35 @@ async def test_who_is_cancelled_loses_nothing(clock: FakeClock) -> None:
         assert (of.in_flight, of.waiting) == (1, 0)
 
 
+async def test_a_long_line_is_told_again_as_it_gets_shorter(clock: FakeClock) -> None:
+    of = limiter(clock, 1)
+    [inside] = fill(of, 1)
+    async with waiters(of, 12) as found:
+        inside.leave()
+        for waiter in found[:11]:
+            await settle()
+            assert waiter.ticket.inside
+            await clock.advance(2)
+            waiter.ticket.leave()
+        await settle()
+        assert [wait.place for wait in found[11].told] == [12, 6, 3], "then the next word would come too soon"
+        assert [wait.place for wait in found[5].told] == [6, 3]
+        assert of._halfway == {}
+
+
+async def test_a_fast_line_is_not_told_again(clock: FakeClock) -> None:
+    of = limiter(clock, 1)
+    [inside] = fill(of, 1)
+    async with waiters(of, 30) as found:
+        inside.leave()
+        for waiter in found[:29]:
+            await settle()
+            await clock.advance(0.1)
+            waiter.ticket.leave()
+        await settle()
+        assert [len(waiter.told) for waiter in found] == [1] * 30
+
+
 async def test_what_happens_while_somebody_is_told_is_not_missed(clock: FakeClock) -> None:
     """Telling means writing to the store: the place may come, or the end of all hope, before it is done."""
     of = limiter(clock, 1)
