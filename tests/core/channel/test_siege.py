@@ -27,7 +27,7 @@ from tests.core.channel import homes
 from tests.core.harness import Watched
 
 MB = 1_000_000
-MOST = 100 * MB
+MOST = 60 * MB
 """What a siege may cost an engine. Each one here would cost several times as much without its bound."""
 TEXT = "x" * 200_000
 NOBODY = 65534
