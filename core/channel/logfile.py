@@ -33,13 +33,13 @@ class LogFile(logging.Handler):
     """
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
-        super().__init__()
-        self.redact = redact
         self._path = path
+        self._fd = self._open()
         self._lost = 0
         self._torn = False
         """A line was written in part: the next one begins with its end."""
-        self._fd = self._open()
+        self.redact = redact
+        super().__init__()
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
