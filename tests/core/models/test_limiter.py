@@ -301,7 +301,7 @@ async def test_a_long_line_is_told_again_as_it_gets_shorter(clock: FakeClock) ->
             waiter.ticket.leave()
         await settle()
         assert [wait.place for wait in found[11].told] == [12, 6, 3], "then the next word would come too soon"
-        assert [wait.place for wait in found[5].told] == [6, 3]
+        assert [wait.place for wait in found[5].told] == [6, 2]
         assert of._halfway == {}
 
 
