@@ -45,7 +45,7 @@ def show_list(args: Namespace) -> int:
     if open_ones:
         _show(open_ones, owners, indent=args.status is None)
     if closed := len(found["agents"]) - len(open_ones):
-        print(f"{closed} closed: --status shutdown lists them", file=sys.stderr)
+        print(f"not listed: {closed} closed (--status shutdown)", file=sys.stderr)
     return exits.OK
 
 

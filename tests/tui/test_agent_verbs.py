@@ -81,7 +81,7 @@ def test_closed_agents_are_counted_and_listed_when_asked_for(shell: Shell, runni
     assert shell("agent", "close", "/root/audit").code == exits.OK
     ran = shell("agent", "list")
     assert [line.split()[-1] for line in ran.lines[1:]] == ["/root", "/root/quick"]
-    assert ran.err == "2 closed: --status shutdown lists them\n"
+    assert ran.err == "not listed: 2 closed (--status shutdown)\n"
     ran = shell("agent", "list", "--status", "shutdown")
     assert [line.split()[-1] for line in ran.lines[1:]] == ["/root/audit", "/root/audit/deep"]
     assert ran.err == ""
