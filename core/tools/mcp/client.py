@@ -38,11 +38,11 @@ log = logging.getLogger("watchroom.tools")
 for _name in ("mcp", "httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-FLOOD_MESSAGES = 5_000
-FLOOD_BYTES = 4 * MAX_LINE
-FLOOD_SECONDS = 1.0
-"""More messages or bytes than these within this time are a flood. A server that says how far it is says it a
-hundred times a second at most."""
+FLOOD_MESSAGES = 2_000
+FLOOD_BYTES = 2 * MAX_LINE
+FLOOD_SECONDS = 10.0
+"""What a server may send unasked: so much at once, and as much again within this time. Answers do not count.
+A message costs the loop up to half a millisecond."""
 OVERSIZED = -32_099
 """The code of our own error for an answer that was too long."""
 MAX_PAGES = 20
@@ -173,30 +173,42 @@ class _Screen:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._since = clock.monotonic()
-        self._messages = 0
-        self._bytes = 0
+        self._at = clock.monotonic()
+        self._messages = 0.0
+        self._bytes = 0.0
+        self.expected = 0
+        """Answers that are still to come."""
 
-    def count(self, size: int) -> None:
+    def count(self, size: int, *, answer: bool = False) -> None:
+        """Take note of a message of `size` bytes. Each answer that is expected is free."""
+        if answer and self.expected:
+            self.expected -= 1
+            return
         now = self._clock.monotonic()
-        if now - self._since >= FLOOD_SECONDS:
-            self._since, self._messages, self._bytes = now, 0, 0
-        self._messages += 1
-        self._bytes += size
+        share = (now - self._at) / FLOOD_SECONDS
+        self._at = now
+        self._messages = max(self._messages - share * FLOOD_MESSAGES, 0) + 1
+        self._bytes = max(self._bytes - share * FLOOD_BYTES, 0) + size
         if self._messages > FLOOD_MESSAGES:
-            raise McpError(f"it flooded us with more than {FLOOD_MESSAGES:,} messages a second")
+            raise McpError(f"it flooded us with more than {FLOOD_MESSAGES:,} messages in {FLOOD_SECONDS:g} s")
         if self._bytes > FLOOD_BYTES:
-            raise McpError(f"it flooded us with more than {FLOOD_BYTES // 1_000_000} MB a second")
+            raise McpError(
+                f"it flooded us with more than {FLOOD_BYTES // 1_000_000} MB in {FLOOD_SECONDS:g} s"
+            )
 
-    def strip(self, item: SessionMessage) -> SessionMessage:
-        message = item.message
-        if isinstance(message, types.JSONRPCResponse) and isinstance(
-            tools := message.result.get("tools"), list
-        ):
-            for tool in tools:
-                if isinstance(tool, dict):
-                    tool.pop("outputSchema", None)
-        return item
+
+def _is_answer(item: SessionMessage) -> bool:
+    return isinstance(item.message, types.JSONRPCResponse | types.JSONRPCError)
+
+
+def _stripped(item: SessionMessage) -> SessionMessage:
+    """Without output schemas."""
+    message = item.message
+    if isinstance(message, types.JSONRPCResponse) and isinstance(tools := message.result.get("tools"), list):
+        for tool in tools:
+            if isinstance(tool, dict):
+                tool.pop("outputSchema", None)
+    return item
 
 
 # --- a process -------------------------------------------------------------------------------------------
@@ -208,11 +220,12 @@ async def over_stdio(process: ServerProcess, clock: Clock, lost: Lost) -> AsyncI
     an answer is."""
     deliver, incoming = anyio.create_memory_object_stream[Item](0)
     outgoing, collect = anyio.create_memory_object_stream[SessionMessage](0)
+    screen = _Screen(clock)
     with deliver, incoming, outgoing, collect:
         async with asyncio.TaskGroup() as pumps:
             tasks = (
-                pumps.create_task(_read(process, clock, deliver, lost)),
-                pumps.create_task(_write(process, collect)),
+                pumps.create_task(_read(process, clock, screen, deliver, lost)),
+                pumps.create_task(_write(process, screen, collect)),
             )
             try:
                 yield incoming, outgoing
@@ -221,9 +234,8 @@ async def over_stdio(process: ServerProcess, clock: Clock, lost: Lost) -> AsyncI
                     task.cancel()
 
 
-async def _read(process: ServerProcess, clock: Clock, deliver: Any, lost: Lost) -> None:
+async def _read(process: ServerProcess, clock: Clock, screen: _Screen, deliver: Any, lost: Lost) -> None:
     lines = LineReader()
-    screen = _Screen(clock)
     with deliver:
         try:
             while data := await process.read():
@@ -248,31 +260,32 @@ async def _end_of(process: ServerProcess, clock: Clock) -> str:
 
 async def _line(line: bytes | Oversized, screen: _Screen, deliver: Any) -> None:
     if isinstance(line, Oversized):
-        screen.count(0)
+        screen.count(line.size, answer=line.answered is not None)
         said = f"it sent a message of {line.size / 1_000_000:.1f} MB, more than {MAX_LINE // 1_000_000} MB"
         if line.answered is None:
             raise McpError(said)
         error = types.ErrorData(code=OVERSIZED, message=f"{said}, which was dropped")
         await deliver.send(SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=line.answered, error=error)))
         return
-    screen.count(len(line))
-    if not line.strip():
-        return
     try:
         message = jsonrpc.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (ValueError, RecursionError):
+        screen.count(len(line))
         # Many a server prints a greeting; what is no message is no answer to anything.
         log.debug(
             "an MCP server wrote a line that is no message: %s", show(line[:200].decode(errors="replace"))
         )
         return
-    await deliver.send(screen.strip(SessionMessage(message)))
+    item = SessionMessage(message)
+    screen.count(len(line), answer=_is_answer(item))
+    await deliver.send(_stripped(item))
 
 
-async def _write(process: ServerProcess, collect: Any) -> None:
+async def _write(process: ServerProcess, screen: _Screen, collect: Any) -> None:
     try:
         async for item in collect:
             text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+            screen.expected += isinstance(item.message, types.JSONRPCRequest)
             await process.write(text.encode(errors="replace") + b"\n")
     except BrokenPipeError:
         # It does not read any more. Whoever sends next is told; the reader tells how it ended.
@@ -321,8 +334,12 @@ async def _relay(source: Any, deliver: Any, screen: _Screen, lost: Lost) -> None
     with deliver:
         try:
             async for item in source:
-                screen.count(0)
-                await deliver.send(screen.strip(item) if isinstance(item, SessionMessage) else item)
+                if isinstance(item, SessionMessage):
+                    # Answers come one to a request of ours here, so none is unasked.
+                    if not _is_answer(item):
+                        screen.count(0)
+                    item = _stripped(item)
+                await deliver.send(item)
             lost(CLOSED)
         except McpError as why:
             lost(str(why))

@@ -209,7 +209,8 @@ class McpServer:
                 greeted = True
                 yield connection
         finally:
-            await process.aclose(kindly=greeted)
+            # Who floods or hangs is not waited for.
+            await process.aclose(kindly=greeted and not (self._end.done() and self._end.result()))
 
     def _folder(self) -> Path:
         return self._cwd / Path(self.settings.cwd or "").expanduser()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
 from core.tools.base import Verdict
 from core.tools.mcp.server import Question, Reply
-from tests.core.tools.context import FakeContext
+from tests.clock import FakeClock
 from tests.core.tools.mcp.fakes import Fixture, fake
 
-OPEN: dict[str, Any] = {"default_tools_approval_mode": "approve"}
+
+async def sleepers(clock: FakeClock, count: int) -> None:
+    """Let others run until so many of them wait for the clock."""
+    for _ in range(1_000_000):
+        if clock.sleeping >= count:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("nobody waits for the clock")
 
 
 async def test_arguments_go_as_they_are_and_text_comes_back(mcp: Fixture) -> None:
@@ -100,7 +106,7 @@ async def test_a_long_result_keeps_its_head_and_tail(mcp: Fixture) -> None:
     ("tool", "said"),
     [
         ("die", 'it ended with exit code 3 ("last words")'),
-        ("flood", "it flooded us with more than"),
+        ("flood", "it flooded us with more than 2,000 messages in 10 s"),
         ("endless", "it sent more than 134 MB without the end of a message"),
         ("mutter", "it flooded us with more than 33 MB of error output a second"),
     ],
@@ -108,7 +114,8 @@ async def test_a_long_result_keeps_its_head_and_tail(mcp: Fixture) -> None:
 async def test_a_server_that_is_lost_in_a_call_is_an_error_and_a_status(
     mcp: Fixture, tool: str, said: str
 ) -> None:
-    async with mcp.running({"s": fake()}):
+    # Time stands still, so that a flood is one however slow the machine is.
+    async with mcp.running({"s": fake()}, clock=FakeClock()):
         error = await mcp.failure(f"s__{tool}")
         assert error.startswith(f"the MCP server s is gone: {said}")
         assert error.endswith("; it is not restarted while the swarm runs")
@@ -126,7 +133,7 @@ async def test_others_have_their_turn_while_a_server_floods(mcp: Fixture) -> Non
             await asyncio.sleep(0)
             turns += 1
 
-    async with mcp.running({"s": fake()}):
+    async with mcp.running({"s": fake()}, clock=FakeClock()):
         working = asyncio.create_task(work())
         await mcp.failure("s__endless")
         working.cancel()
@@ -134,9 +141,15 @@ async def test_others_have_their_turn_while_a_server_floods(mcp: Fixture) -> Non
 
 
 async def test_a_slow_call_ends_and_the_server_is_told(mcp: Fixture) -> None:
-    async with mcp.running({"s": fake(tool_timeout_sec=0.1)}):
-        assert await mcp.failure("s__hang") == (
-            "the MCP server s did not answer within 0.1 s (tool_timeout_sec sets how long a call may take)"
+    clock = FakeClock()
+    async with mcp.running({"s": fake(tool_timeout_sec=30)}, clock=clock):
+        slow = asyncio.create_task(mcp.failure("s__hang"))
+        await sleepers(clock, 1)
+        await clock.advance(29)
+        assert not slow.done()
+        await clock.advance(1)
+        assert await slow == (
+            "the MCP server s did not answer within 30 s (tool_timeout_sec sets how long a call may take)"
         )
         told = json.loads((await mcp.call("s__cancelled")).text)
         assert len(told) == 1
@@ -145,7 +158,8 @@ async def test_a_slow_call_ends_and_the_server_is_told(mcp: Fixture) -> None:
 async def test_cancelling_a_call_tells_the_server(mcp: Fixture) -> None:
     async with mcp.running({"s": fake(supports_parallel_tool_calls=True)}):
         call = asyncio.create_task(mcp.call("s__hang"))
-        await mcp.call("s__echo")  # its request goes out after the other's
+        await mcp.call("s__echo")
+        await mcp.call("s__echo")  # its request goes out after the first one's
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -160,28 +174,22 @@ async def test_a_wrong_answer_is_an_error(mcp: Fixture) -> None:
         assert (await mcp.call("s__echo")).text == "{}"
 
 
-async def test_calls_are_exclusive_unless_the_server_can_do_more(mcp: Fixture) -> None:
-    async with mcp.running({"s": fake(tool_timeout_sec=0.1), "p": fake(supports_parallel_tool_calls=True)}):
-        assert not mcp.servers.tools["s__echo"].parallel
-        assert mcp.servers.tools["p__echo"].parallel
-        order: list[str] = []
-
-        async def hang(name: str) -> None:
-            await mcp.failure(f"{name}__hang")
-            order.append("hang")
-
-        async def echo(name: str) -> None:
-            await mcp.call(f"{name}__echo")
-            order.append("echo")
-
-        await asyncio.gather(hang("s"), echo("s"))
-        assert order == ["hang", "echo"]
-        order.clear()
-        waiting = asyncio.create_task(hang("p"))
-        await echo("p")
-        assert order == ["echo"]
-        waiting.cancel()
-        await asyncio.wait({waiting})
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_calls_are_exclusive_unless_the_server_can_do_more(mcp: Fixture, parallel: bool) -> None:
+    clock = FakeClock()
+    settings = fake(supports_parallel_tool_calls=parallel)
+    async with mcp.running({"s": settings}, clock=clock) as servers:
+        assert servers.tools["s__echo"].parallel is parallel
+        slow = asyncio.create_task(mcp.failure("s__hang"))
+        await sleepers(clock, 1)
+        # Another agent's call: a response's own calls are kept apart by the agent.
+        other = asyncio.create_task(mcp.call("s__echo"))
+        if parallel:
+            assert (await other).text == "{}"
+            assert not slow.done()
+        await clock.advance(60)
+        assert "did not answer within 60 s" in await slow
+        assert (await other).text == "{}"
 
 
 async def test_arguments_that_are_too_many_are_refused_here(mcp: Fixture) -> None:
@@ -260,26 +268,21 @@ async def test_a_question_is_declined_with_the_reason_where_nobody_can_be_asked(
 
 async def test_a_question_is_asked_and_the_time_for_it_does_not_count(mcp: Fixture) -> None:
     asked: list[Question] = []
+    clock = FakeClock()
 
     async def elicit(question: Question) -> Reply:
         asked.append(question)
-        # Longer than the call may take.
-        slow = FakeContext(mcp.context.cwd)
-        assert "did not answer" in await failing(slow)
+        await clock.advance(3_600)
         return Reply(action="accept", content={"name": "x"})
 
-    async def failing(context: FakeContext) -> str:
-        try:
-            await mcp.call("other__hang", context)
-        except Exception as error:
-            return str(error)
-        return ""
-
-    async with mcp.running(
-        {"s": fake(tool_timeout_sec=0.1), "other": fake(tool_timeout_sec=0.3)}, elicit=elicit
-    ):
+    async with mcp.running({"s": fake()}, elicit=elicit, clock=clock):
         output = await mcp.call("s__ask")
         assert json.loads(output.text) == {"action": "accept", "content": {"name": "x"}}
+        # And the next call has its limit again.
+        slow = asyncio.create_task(mcp.failure("s__hang"))
+        await sleepers(clock, 1)
+        await clock.advance(60)
+        assert "did not answer" in await slow
     (question,) = asked
     assert (question.server, question.message) == ("s", "which one?")
     assert question.schema["properties"] == {"name": {"type": "string", "description": "its name"}}

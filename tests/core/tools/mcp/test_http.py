@@ -13,6 +13,7 @@ from aiohttp import web
 
 from core.config import McpSettings
 from core.tools.base import ToolError
+from tests.clock import FakeClock
 from tests.core.tools.mcp.fakes import Fixture
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -137,6 +138,21 @@ async def test_an_event_that_is_too_long_is_an_error_of_its_call(mcp: Fixture) -
     async with serving(server.handle) as url, mcp.running({"web": McpSettings(url=url)}):
         assert "SSE stream failed" in await mcp.failure("web__huge")
         assert (await mcp.call("web__hello")).text == "hi"
+
+
+async def test_a_flood_of_notices_ends_the_connection(mcp: Fixture) -> None:
+    notice = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
+    events = f"event: message\ndata: {json.dumps(notice)}\n\n" * 3_000
+    sse = web.Response(text=events, content_type="text/event-stream")
+    async with (
+        serving(Server({"flood": sse}).handle) as url,
+        mcp.running({"web": McpSettings(url=url)}, clock=FakeClock()),
+    ):
+        assert await mcp.failure("web__flood") == (
+            "the MCP server web is gone: it flooded us with more than 2,000 messages in 10 s;"
+            " it is not restarted while the swarm runs"
+        )
+        assert (await mcp.until("ended")).detail.startswith("it flooded us")
 
 
 async def test_a_compressed_answer_is_not_unpacked(mcp: Fixture) -> None:
