@@ -181,7 +181,7 @@ async def test_a_place_comes_back_however_a_request_ends(answer: Any, leave: str
         while not asked.task.done():
             await settle()
             await clock.advance(30)
-        await asyncio.wait({asked.task})
+        await asyncio.gather(asked.task, return_exceptions=True)
     assert counts(model) == (0, 0, 0)
 
 
@@ -279,7 +279,7 @@ async def test_only_rate_limits_cut_the_limit(answer: Any, cut: bool, clock: Fak
     [asked] = await ask(model, 1)
     assert [change.reason for change in view(model).changes] == (["rate limit"] if cut else [])
     asked.task.cancel()
-    await asyncio.wait({asked.task})
+    await asyncio.gather(asked.task, return_exceptions=True)
 
 
 async def test_rate_limits_are_waited_for_longer_than_failures(clock: FakeClock) -> None:
@@ -363,7 +363,7 @@ async def test_a_wait_that_is_too_long_is_told_to_all_of_that_model(clock: FakeC
         assert "asks to wait until 2026-01-01 01:00:01 UTC" in str(error)
     assert [type(event) for event in other.events] == [TextDelta]
     other.task.cancel()
-    await asyncio.wait({other.task})
+    await asyncio.gather(other.task, return_exceptions=True)
 
 
 # -- storms
