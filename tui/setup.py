@@ -27,6 +27,9 @@ def settings_of(args: Namespace, *, base_url: str | None = None, asks_model: boo
         raise exits.Quit(
             exits.USAGE, "--full-auto sets --approval-policy and --sandbox itself: leave them out"
         )
+    for option, folder in (("--home", args.home), ("-C", args.cd)):
+        if folder == "":  # an unset variable of a script must not become the user's own home
+            raise exits.Quit(exits.USAGE, f"{option} needs the name of a folder, not ''")
     options = {
         "base_url": base_url or args.base_url,
         "model": args.model,
