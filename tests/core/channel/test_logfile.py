@@ -54,7 +54,7 @@ def test_what_libraries_chat_about_is_left_out(tmp_path: Path) -> None:
 
 
 @given(text=st.text(st.characters(codec=None, categories=None), max_size=100))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_one_clean_line(tmp_path: Path, text: str) -> None:
     (tmp_path / logfile.NAME).unlink(missing_ok=True)
     with logfile.logging_to(tmp_path):
