@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
@@ -97,19 +97,30 @@ class Connection:
 
 
 @contextlib.contextmanager
-def _sentences() -> Any:
+def _sentences() -> Iterator[None]:
     """What the package raises, as McpError."""
     try:
         yield
-    except MCPError as error:
-        if error.code == types.CONNECTION_CLOSED:
-            raise Disconnected(show(error.message)) from None
-        said = show(error.message)
-        raise McpError(said if error.code == OVERSIZED else f"it says: {said}") from None
-    except ValidationError:
-        raise McpError("its answer does not follow the protocol") from None
-    except (RuntimeError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-        raise McpError(show(str(error)) or type(error).__name__) from None
+    except (TimeoutError, McpError):
+        raise
+    except Exception as error:
+        raise _said(error) from None
+
+
+def _said(error: BaseException) -> McpError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, McpError):
+        return error
+    if isinstance(error, ValidationError):
+        return McpError("its answer does not follow the protocol")
+    if not isinstance(error, MCPError):
+        text = show(str(error))
+        return McpError(f"{text} ({type(error).__name__})" if text else type(error).__name__)
+    text = show(error.message)
+    if error.code == types.CONNECTION_CLOSED:
+        return Disconnected(text)
+    return McpError(text if error.code == OVERSIZED else f"it says: {text}")
 
 
 def show(text: str) -> str:
@@ -143,7 +154,9 @@ async def conversation(
         # Listings are asked for when they are wanted anew.
         cache=None,
     )
-    async with client:
+    async with contextlib.AsyncExitStack() as stack:
+        with _sentences():
+            await stack.enter_async_context(client)
         connection = Connection(client)
         watching = asyncio.ensure_future(_watch(client, host))
         try:

@@ -275,7 +275,8 @@ class McpServer:
             async with turn:
                 return await self._limited(self._called(offer, arguments, progress)), notes
         finally:
-            self._notes.remove(notes)
+            # By identity: lists that are equal are not the same call's.
+            self._notes = [other for other in self._notes if other is not notes]
 
     async def _called(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> Any:
         connection = self._connection

@@ -21,7 +21,7 @@ import msgspec
 from core.clock import Clock
 from core.safety.text import clean_line, shorten
 from core.tools.mcp.errors import McpError
-from core.tools.process import CHUNK, Capture, Guard, Pipe, StartError, reap, signal_group, spawn
+from core.tools.process import CHUNK, Capture, Guard, Pipe, StartError, reap, signal_group, spawn, why
 
 MAX_LINE = 8 * 1024 * 1024
 """Bytes of one message. A longer one is not kept."""
@@ -176,7 +176,11 @@ class ServerProcess:
                 raise McpError(str(error)) from None
             ours.pop_all()
             server = cls(process, guard, our_in, our_out, our_err, clock)
-        os.write(our_in, b"\n")
+        try:
+            os.write(our_in, b"\n")
+        except OSError as error:
+            await server.aclose(kindly=False)
+            raise McpError(f"cannot start {shorten(clean_line(command), 200)}: {why(error)}") from None
         return server
 
     async def read(self) -> bytes:

@@ -198,7 +198,11 @@ next(t for t in TOOLS if t["name"] == "structured")["outputSchema"] = SCHEMA
 
 def request(message: dict) -> None:
     number, method, params = message["id"], message["method"], message.get("params") or {}
-    if method == "initialize":
+    if method == "initialize" and BEHAVIOUR == "wrong_greeting":
+        send({"id": number, "result": {"protocolVersion": 7}})
+    elif method == "initialize" and BEHAVIOUR == "unwilling":
+        send({"id": number, "error": {"code": -32603, "message": f"{ESC}not today"}})
+    elif method == "initialize":
         send({"id": number, "result": {
             "protocolVersion": "2025-11-25", "capabilities": {"tools": {"listChanged": True}},
             "serverInfo": {"name": "fake", "version": "1"}}})  # fmt: skip

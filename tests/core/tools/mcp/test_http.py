@@ -124,6 +124,17 @@ async def test_nobody_listens(mcp: Fixture) -> None:
         assert "connect" in servers.statuses[0].detail.lower()
 
 
+async def test_a_server_that_goes_away_is_an_error_and_a_status(mcp: Fixture) -> None:
+    async with serving(Server({"hello": text("hi")}).handle) as url:
+        await mcp.build({"web": McpSettings(url=url)}).start()
+        assert (await mcp.call("web__hello")).text == "hi"
+    error = await mcp.failure("web__hello")
+    assert error.startswith("the MCP server web is gone: ")
+    assert "connect" in error.lower()
+    assert (await mcp.until("ended")).detail in error
+    await mcp.servers.aclose()
+
+
 async def test_an_answer_that_is_too_long_is_an_error_of_its_call(mcp: Fixture) -> None:
     server = Server({"huge": text("x" * 9_000_000), "hello": text("hi")})
     async with serving(server.handle) as url, mcp.running({"web": McpSettings(url=url)}):

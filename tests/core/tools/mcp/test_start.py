@@ -159,12 +159,15 @@ async def test_a_server_gets_what_is_listed_and_nothing_else(mcp: Fixture, tmp_p
         (McpSettings(command="sh", cwd="nowhere"), "nowhere is not a folder"),
         (fake("dies_listing"), 'it ended with exit code 1 ("no tools today")'),
         (fake("pages"), "its list of tools has more than 20 pages"),
+        (fake("wrong_greeting"), "its answer does not follow the protocol"),
+        (fake("unwilling"), "it says: not today"),
         (fake("wrong_list"), "its answer does not follow the protocol"),
     ],
 )
 async def test_what_cannot_be_started_is_said(mcp: Fixture, settings: McpSettings, said: str) -> None:
     async with mcp.running({"s": settings}) as servers:
-        assert servers.statuses[0].detail.endswith(said)
+        (status,) = servers.statuses
+        assert status.detail.endswith(said)
         assert servers.tools == {}
 
 
