@@ -305,6 +305,32 @@ async def test_a_long_line_is_told_again_as_it_gets_shorter(clock: FakeClock) ->
         assert of._halfway == {}
 
 
+async def test_those_who_give_up_shorten_the_line_too(clock: FakeClock) -> None:
+    of = limiter(clock, 1)
+    fill(of, 1)
+    async with waiters(of, 8) as found:
+        await clock.advance(5)
+        for waiter in found[1:5]:
+            waiter.task.cancel()
+        await settle()
+        assert [wait.place for wait in found[7].told] == [8, 4]
+        for waiter in found:
+            waiter.task.cancel()
+        await settle()
+        assert of._halfway == {}, "a line that is gone is remembered by nobody"
+
+
+async def test_a_limit_that_is_no_longer_fixed_is_found_from_the_start(clock: FakeClock) -> None:
+    of = Limiter("m", clock, Bounds.fixed(50))
+    for ticket in fill(of, 50):
+        ticket.rate_limited()
+        ticket.leave()
+    await clock.advance(COOL_DOWN)
+    of.configure(Bounds.up_to(1000))
+    clean_round(of, 20)
+    assert [(c.after, c.reason) for c in of.changes] == [(20, "settings"), (40, "slow start")]
+
+
 async def test_a_fast_line_is_not_told_again(clock: FakeClock) -> None:
     of = limiter(clock, 1)
     [inside] = fill(of, 1)
