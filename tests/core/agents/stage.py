@@ -63,11 +63,12 @@ class Stage:
         clock: Clock | None = None,
         task: str = "go",
         limits: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
         **top: Any,
     ) -> AsyncIterator[Watched]:
-        settings = settings_for(
-            self.folder, scenario(agents, **top), sandbox="off", **({"agents": limits} if limits else {})
-        )
+        """`limits`: the settings' table [agents]; `options`: others; `top`: of the scenario."""
+        others = {**({"agents": limits} if limits else {}), **(options or {})}
+        settings = settings_for(self.folder, scenario(agents, **top), sandbox="off", **others)
         async with engine(settings, clock) as client, swarm(client, task) as watched:
             yield watched
 
