@@ -162,7 +162,7 @@ class PlainLines:
         if not self._shown(event):
             return []
         name = title.split(" ", 1)[0]
-        took = f"{event.seconds:.1f}s"
+        took = f"{event.seconds:.1f}s" if event.seconds or event.status != "aborted" else ""
         if event.status == "ok" and self.scope == "headless":
             return []
         return self._say(event, event.status, name, took, "·" if said else "", said)

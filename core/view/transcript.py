@@ -154,7 +154,8 @@ class Transcript:
             return
         call = row.call
         if isinstance(event, e.ToolEnded):
-            call = replace(call, status=event.status, seconds=event.seconds)
+            cut = event.status == "aborted" and not event.seconds  # nobody was there to measure it
+            call = replace(call, status=event.status, seconds=None if cut else event.seconds)
         else:
             result = ResultEvent(
                 index=event.index,

@@ -124,6 +124,12 @@ def test_what_may_be_approved_is_never_shortened() -> None:
     assert command in told(events)[-1]
 
 
+def test_a_call_that_was_cut_off_is_told_without_a_length() -> None:
+    called = e.ToolCalled(agent=ROOT, call="c", name="wait_agent", arguments="{}")
+    ended = e.ToolEnded(agent=ROOT, call="c", status="aborted")
+    assert told([*story.opening(), called, ended])[-1].endswith(" aborted wait_agent")
+
+
 HOSTILE = st.text(
     alphabet=st.sampled_from(list("ab \n\t[/]\x1b\x9b\x9d\x07\x08\r\u202e\u2066\ufeff\U000e0041m;52c1")),
     max_size=30,

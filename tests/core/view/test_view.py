@@ -283,6 +283,22 @@ def test_a_retried_row_shows_no_error_of_the_attempt_before() -> None:
     assert (rows.rows[0].status, rows.rows[0].error, rows.rows[0].worker) == ("running", None, "w2")
 
 
+def test_a_call_that_was_cut_off_has_no_length_that_nobody_measured() -> None:
+    def seconds(ended: e.ToolEnded) -> float | None:
+        events: list[e.Event] = [
+            e.AgentSpawned(agent="t0", path="/root", nickname="n"),
+            e.ToolCalled(agent="t0", call="c", name="wait_agent", arguments="{}"),
+            ended,
+        ]
+        [row] = whole(stamp(events), "t0").rows
+        assert row.call is not None
+        return row.call.seconds
+
+    assert seconds(e.ToolEnded(agent="t0", call="c", status="aborted")) is None
+    assert seconds(e.ToolEnded(agent="t0", call="c", status="aborted", seconds=1.5)) == 1.5
+    assert seconds(e.ToolEnded(agent="t0", call="c")) == 0.0
+
+
 def test_a_folded_call_shows_the_last_text_or_a_line_per_agent() -> None:
     def call(*results: tuple[str | None, str, str]) -> str:
         events: list[e.Event] = [
