@@ -245,7 +245,8 @@ async def test_complaint_6_waiting_is_polling_and_burns_tokens(stage: Stage, gat
         await passes(clock, 9.9)
         assert len(stage.bodies()) == 2
         await passes(clock, 0.2)
-        await watched.until(lambda s: len(stage.bodies()) == 3 and waiting("/root", "agents")(s))
+        await watched.until(lambda s: len(watched.of(e.ToolCalled, "/root")) == 3)
+        await watched.until(waiting("/root", "agents"))
         seen = len(watched.events)
         for _ in range(50):
             await passes(clock, 60)
