@@ -112,7 +112,6 @@ class ResponsesClient:
         failures = limited = 0
         while True:
             shown = False
-            failure: _Failed | None = None
             try:
                 async with aclosing(self._placed(ticket, request, failures + 1)) as events:
                     async for event in events:
