@@ -56,7 +56,10 @@ def test_exec_answers_and_can_be_read_again(env: dict[str, str]) -> None:
     tree = watchroom("session", "tree", session["thread"], env=env).stdout.splitlines()
     assert tree[0].split() == ["agent", "status", "tokens", "model", "thread", "path"]
     assert tree[1].split()[0:2] == ["root", "completed"]
-    assert session["thread"] in watchroom("session", "list", env=env).stdout
+    listed = watchroom("session", "list", env=env).stdout.splitlines()
+    short = listed[1].split()[0]  # ids are cut to what tells them apart, and are taken like that
+    assert session["swarm"].startswith(short)
+    assert watchroom("session", "tree", short, env=env).stdout.splitlines() == tree
 
 
 def test_exec_json_is_the_journal(env: dict[str, str]) -> None:
