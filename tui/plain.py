@@ -95,6 +95,9 @@ class PlainLines:
     def _closed(self, event: e.AgentClosed) -> list[str]:
         return self._say(event, "closed", f"by {event.by}" if event.by else "") if self._shown(event) else []
 
+    def _resumed(self, event: e.AgentResumed) -> list[str]:
+        return self._say(event, "resumed", f"by {event.by}" if event.by else "") if self._shown(event) else []
+
     def _waits(self, event: e.AgentWaits) -> list[str]:
         wait = event.wait
         if wait is None or wait.reason in ("agents", "job", "approval", "startup", "mail", "retry"):
@@ -228,6 +231,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PlainLines, Any], list[str]]] = {
     e.AgentSpawned: PlainLines._spawned,
     e.AgentFailed: PlainLines._failed,
     e.AgentClosed: PlainLines._closed,
+    e.AgentResumed: PlainLines._resumed,
     e.AgentWaits: PlainLines._waits,
     e.TurnCompleted: PlainLines._turn_completed,
     e.TurnFailed: PlainLines._turn_failed,

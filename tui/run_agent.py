@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.channel.client import ClientError, EngineBusy, EngineGone
-from core.domain.commands import Close, Interrupt, Reply, SendInput
+from core.domain.commands import Close, Interrupt, Reply, ResumeAgent, SendInput
 from core.domain.state import AgentState
 from core.safety.text import clean_line
 from core.store.errors import NotFound, StoreError
@@ -81,9 +81,18 @@ def close(args: Namespace) -> int:
     return _change(args, "close")
 
 
+def resume(args: Namespace) -> int:
+    return _change(args, "resume")
+
+
 def send(args: Namespace) -> int:
     text = read_task(args.text, "the text", "say something to the agent")
     return _change(args, "send", text)
+
+
+_EFFECTS = {"interrupt": "stopped", "close": "closed", "resume": "resumed"}
+"""What a reply calls those whom a command changed."""
+_NOTHING = {"interrupt": "it runs no turn", "close": "it is closed already", "resume": "it is open already"}
 
 
 class _Refused(Exception):
@@ -128,11 +137,13 @@ def _change(args: Namespace, verb: str, text: str = "") -> int:
         async with Reader.open(settings.home) as reader:
             target = _only(args.agent, await find_agents(reader, args.agent, args.swarm))
             who = {"swarm": target.swarm, "thread": target.thread, "author": author}
-            command: Interrupt | Close | SendInput
+            command: Interrupt | Close | ResumeAgent | SendInput
             if verb == "interrupt":
                 command = Interrupt(**who, cascade=args.cascade, dry_run=args.dry_run)
             elif verb == "close":
                 command = Close(**who, dry_run=args.dry_run)
+            elif verb == "resume":
+                command = ResumeAgent(**who, dry_run=args.dry_run)
             else:
                 command = SendInput(**who, text=text, dry_run=args.dry_run)
             async with engine_of(settings.home, target.swarm) as client:
@@ -204,7 +215,8 @@ def _json(result: _Result, verb: str, dry_run: bool) -> dict[str, Any]:
     }
     if verb == "interrupt":
         return {**shown, "stopped": result.people("stopped"), "running_below": result.below}
-    return {**shown, "closed": result.people("closed")} if verb == "close" else shown
+    key = _EFFECTS.get(verb)
+    return {**shown, key: result.people(key)} if key is not None else shown
 
 
 def _lines(result: _Result, verb: str, dry_run: bool) -> list[str]:
@@ -212,12 +224,11 @@ def _lines(result: _Result, verb: str, dry_run: bool) -> list[str]:
     if verb == "send":
         said = "would get the text" if dry_run else "got the text"
         return [f"{name} {said}"]
-    key, done = ("stopped", "interrupted") if verb == "interrupt" else ("closed", "closed")
-    people = result.people(key)
+    done = "interrupted" if verb == "interrupt" else _EFFECTS[verb]
+    people = result.people(_EFFECTS[verb])
     lines = [f"{'would be ' if dry_run else ''}{done}: {_name(person)}" for person in people]
     if not people:
-        why = "it runs no turn" if verb == "interrupt" else "it is closed already"
-        lines.append(f"nothing to do for {name}: {why}")
+        lines.append(f"nothing to do for {name}: {_NOTHING[verb]}")
     if result.below:
         goes = "agent below it goes" if result.below == 1 else "agents below it go"
         lines.append(f"{result.below} {goes} on; --cascade stops them too")

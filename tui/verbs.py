@@ -286,6 +286,12 @@ VERBS: dict[str, Verb] = {
         f"{PROGRAM} agent close iris --dry-run",
         _agent_close,
     ),
+    "agent resume": Verb(
+        "tui.run_agent:resume",
+        "open a closed agent again, with those closed together with it",
+        f"{PROGRAM} agent resume /root/audit --dry-run",
+        _agent_close,
+    ),
     "agent send": Verb(
         "tui.run_agent:send",
         "say something to an agent, as the operator",

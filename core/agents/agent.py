@@ -94,6 +94,7 @@ class Agent:
         self._begun: str | None = None
         """A turn that is recorded as begun and waits to be gone on with."""
         self._closing: str | None = None
+        self._closing_top: str | None = None
         self._turn: asyncio.Task[TurnEnd] | None = None
         self._turn_id = ""
         self._interruption: Interruption | None = None
@@ -209,10 +210,13 @@ class Agent:
             if self._turn is not None:
                 self._turn.cancel()
 
-    def begin_close(self, by: str) -> None:
-        """Let the agent end by itself: its turn stops, those below end, its close is recorded (`done`)."""
+    def begin_close(self, by: str, top: str) -> None:
+        """Let the agent end by itself: its turn stops, those below end, its close is recorded (`done`).
+
+        `top`: the thread id of the agent that is closed, this one or one above it."""
         if self._closing is None:
             self._closing = by
+            self._closing_top = top if top != self.thread else None
             self._wake.set()
             if self._turn is not None:
                 self._stop(Interruption(by, "closed", wake_parent=False))
@@ -245,7 +249,9 @@ class Agent:
                 await self.swarm.append([cut])
             for child in list(self.children.values()):
                 await child.done.wait()
-            await self.swarm.append([e.AgentClosed(agent=self.thread, by=self._closing)])
+            await self.swarm.append(
+                [e.AgentClosed(agent=self.thread, by=self._closing, top=self._closing_top)]
+            )
         finally:
             self.slot.release()
             self._idle.set()

@@ -102,6 +102,10 @@ returns their statuses and answers. Without: until any message arrives. Wait for
     "interrupt_agent": """\
 Stop the running turn of another agent. It keeps its history and can be given a followup_task.""",
     "close_agent": """\
-End an agent and everything below it for good, and free what they hold. Returns its previous status.""",
+End an agent and everything below it, and free what they hold. Messages that they have not read are lost.
+Returns its previous status.""",
+    "resume_agent": """\
+Open a closed agent again, with its history and with those below it that were closed together with it. They
+come back idle; give them work with followup_task. Returns its status.""",
 }
 """Descriptions of the control tools, by name."""

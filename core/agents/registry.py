@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from core.agents.nicknames import nicknames
 from core.domain.limits import LimitError, Limits
@@ -36,18 +36,29 @@ class Registry:
         path = "/root" if parent is None else child_path(parent, name)
         if path in self._threads:
             raise PathError(f"the agent path {path} is taken; choose another task_name")
-        if depth(path) > self.limits.max_depth:
-            raise LimitError(
-                "max_depth", self.limits.max_depth, f"{path} would be at depth {depth(path)}; do it yourself"
-            )
-        if len(self._threads) >= self.limits.max_agents:
-            raise LimitError(
-                "max_agents",
-                self.limits.max_agents,
-                f"{len(self._threads)} agents are open; close some first",
-            )
+        self._check([path])
         self._threads[path] = ""
         return path, "root" if parent is None else self._name()
+
+    def reserve_again(self, paths: Sequence[str]) -> None:
+        """The paths of closed agents that come back, all or none of them. Raises as `reserve` does."""
+        for path in paths:
+            if path in self._threads:
+                raise PathError(f"the agent path {path} belongs to another agent now; close that one first")
+        self._check(paths)
+        self._threads.update(dict.fromkeys(paths, ""))
+
+    def _check(self, paths: Sequence[str]) -> None:
+        """Raises LimitError if a total leaves no room for agents at these paths."""
+        limits, taken = self.limits, len(self._threads)
+        for path in paths:
+            if depth(path) > limits.max_depth:
+                held = f"{path} would be at depth {depth(path)}; do it yourself"
+                raise LimitError("max_depth", limits.max_depth, held)
+        if taken + len(paths) > limits.max_agents:
+            more = f", and {len(paths)} would come" if len(paths) > 1 else ""
+            held = f"{taken} agents are open{more}: {self._listing()}; close some first"
+            raise LimitError("max_agents", limits.max_agents, held)
 
     def _name(self) -> str:
         return next(name for name in self._names if name not in self._worn)

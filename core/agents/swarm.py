@@ -12,7 +12,9 @@ import msgspec
 
 from core.agents.agent import STOPPED, Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
+from core.agents.comeback import ComeBack
 from core.agents.config import Role, SwarmConfig
+from core.agents.errors import Refused, SwarmEnding
 from core.agents.registry import Registry, UnknownAgent
 from core.agents.slots import Slot, SlotPool
 from core.clock import Clock
@@ -20,7 +22,7 @@ from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.ids import uuid7
 from core.domain.limits import LimitError
-from core.domain.paths import depth
+from core.domain.paths import depth, resolve
 from core.domain.state import AgentState, SwarmState
 from core.domain.status import SETTLED
 from core.models.types import ModelClient
@@ -32,14 +34,6 @@ log = logging.getLogger("watchroom.agents")
 TASK_CHARS = 200
 WIND_DOWN_SECONDS = 20
 _OUTCOMES = (e.TurnCompleted, e.TurnFailed, e.TurnInterrupted, e.AgentClosed, e.AgentFailed)
-
-
-class Refused(Exception):
-    """A command that the rules do not allow; the message says which rule."""
-
-
-class SwarmEnding(Refused):
-    """Nothing is started any more."""
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +89,7 @@ class Swarm:
         self.agents: dict[str, Agent] = {}
         """Live agents by thread id."""
         self.root: Agent | None = None
+        self.comeback = ComeBack(self)
         self._tools = tools
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,8 +206,7 @@ class Swarm:
 
     async def _spawn(self, birth: Birth) -> Agent:
         parent = birth.parent
-        if self._ending.is_set():
-            raise SwarmEnding("the swarm is ending; nothing new is started")
+        self.refuse_when_ending()
         if parent is not None and self.slots.capacity < 1:
             held = "the root itself takes the only slot; do it yourself"
             raise LimitError("max_threads", self.config.limits.max_threads, held)
@@ -225,7 +219,7 @@ class Swarm:
         except BaseException:
             self.registry.release(path)
             raise
-        await self._register(agent, parent, events)
+        await self.entered([agent], self.enter([agent], events))
         return agent
 
     def _make(self, birth: Birth, path: str, nickname: str) -> Agent:
@@ -276,26 +270,45 @@ class Swarm:
         author = birth.parent.path if birth.parent else "operator"
         return [spawned, self._mail(spec.thread, author, "NEW_TASK", birth.first, trigger=True)]
 
-    async def _register(self, agent: Agent, parent: Agent | None, events: Sequence[e.Event]) -> None:
-        """Record the agent, then start it. A caller that is cancelled meanwhile leaves no half of it."""
-        # From here on its events reach it; the task that runs it starts once it is on disk.
-        self.agents[agent.thread] = agent
-        self.registry.commit(agent.path, agent.thread)
-        if parent is not None:
-            parent.children[agent.thread] = agent
+    def enter(
+        self, agents: Sequence[Agent], events: Sequence[e.Event]
+    ) -> asyncio.Future[Sequence[e.AnyEvent]]:
+        """Let agents in whose paths are reserved, parents before children, and record it: then they start.
+        Whoever waits for it may be cancelled meanwhile: that leaves no half of it."""
+        # From here on their events reach them; the tasks that run them start once this is on disk.
+        for agent in agents:
+            self._admit(agent)
+            self.registry.commit(agent.path, agent.thread)
         write = asyncio.ensure_future(self.append(events))
 
         def recorded(done: asyncio.Future[Sequence[e.AnyEvent]]) -> None:
-            if done.cancelled() or done.exception() is not None or self.ending:
-                self._gone(agent)
-                agent.abandon()
-            else:
-                self._start(agent)
+            failed = done.cancelled() or done.exception() is not None or self.ending
+            for agent in agents:
+                if failed:
+                    self._gone(agent)
+                    agent.abandon()
+                else:
+                    self._start(agent)
 
         write.add_done_callback(recorded)
+        return write
+
+    async def entered(self, agents: Sequence[Agent], write: asyncio.Future[Sequence[e.AnyEvent]]) -> None:
+        """Returns once it is on disk. Raises StoreError or SwarmEnding; then none of them is there."""
         await asyncio.shield(write)
-        if self.ending and agent.done.is_set():
+        if agents[0].done.is_set():
+            self.refuse_when_ending()
+
+    def refuse_when_ending(self) -> None:
+        if self.ending:
             raise SwarmEnding("the swarm is ending; nothing new is started")
+
+    def _admit(self, agent: Agent) -> None:
+        self.agents[agent.thread] = agent
+        if (parent := self.agents.get(agent.spec.parent or "")) is not None:
+            parent.children[agent.thread] = agent
+        if agent.thread == self.state.root:
+            self.root = agent
 
     def _start(self, agent: Agent) -> None:
         assert self._group is not None, "a swarm serves before it spawns"
@@ -319,7 +332,7 @@ class Swarm:
         known = self.state.agents.values()
         for agent in known:
             if agent.status != "shutdown":
-                self._restore(agent)
+                self._admit(self.stored(agent))
         self.registry.restore(
             {agent.path: agent.thread for agent in self.agents.values()}, (agent.nickname for agent in known)
         )
@@ -329,7 +342,8 @@ class Swarm:
         if turn is not None and self.root is not None:
             self.root.go_on_with(turn)
 
-    def _restore(self, known: AgentState) -> None:
+    def stored(self, known: AgentState) -> Agent:
+        """An agent of the store, as it was: it reads its history when it needs it."""
         settings = self.config.roles.get(known.role)
         if settings is None:
             settings = Role()
@@ -351,12 +365,7 @@ class Swarm:
             max_tokens=settings.max_tokens,
             role_text=settings.instructions,
         )
-        agent = Agent(self, spec, self._offered(spec, settings), self._slot(spec), reloaded=True)
-        self.agents[agent.thread] = agent
-        if parent is not None:
-            parent.children[agent.thread] = agent
-        if known.thread == self.state.root:
-            self.root = agent
+        return Agent(self, spec, self._offered(spec, settings), self._slot(spec), reloaded=True)
 
     def go_on(self) -> None:
         """Start the tasks of those who were restored."""
@@ -368,6 +377,17 @@ class Swarm:
     def find(self, caller: str, target: str) -> Agent:
         """The live agent that a tool's `target` means. Raises UnknownAgent or PathError."""
         return self.agents[self.registry.find(caller, target)]
+
+    def thread_of(self, caller: str, target: str) -> str:
+        """The thread of the agent that a tool's `target` means, also of a closed one. Raises UnknownAgent or
+        PathError."""
+        try:
+            return self.registry.find(caller, target)
+        except UnknownAgent:
+            known = self.state.agents.get(target) or self.state.by_path(resolve(caller, target))
+            if known is None:
+                raise
+            return known.thread
 
     def live(self, thread: str) -> Agent:
         """Raises UnknownAgent, with the reason, if no such agent is open."""
@@ -485,7 +505,7 @@ class Swarm:
         agent = self.live(thread)
         targets = [*reversed(self.below(agent)), agent]
         for target in targets:
-            target.begin_close(by)
+            target.begin_close(by, thread)
         for target in targets:
             await target.done.wait()
         return [target.thread for target in targets]

@@ -10,9 +10,10 @@ import msgspec
 from pydantic import Field, field_validator
 
 from core.agents.agent import Agent
+from core.agents.errors import Refused
 from core.agents.prompts import TOOLS
 from core.agents.registry import UnknownAgent
-from core.agents.swarm import Refused, Swarm
+from core.agents.swarm import Swarm
 from core.domain.limits import LimitError
 from core.domain.paths import PathError, is_within, resolve
 from core.domain.state import AgentState
@@ -223,14 +224,8 @@ class WaitAgent(SwarmTool):
         found: dict[str, str] = {}
         for target in args.targets or []:
             try:
-                found[self.swarm.find(me.path, target).thread] = target
-            except UnknownAgent as error:
-                path = None if target in self.swarm.state.agents else resolve(me.path, target)
-                known = self.swarm.state.by_path(path) if path else self.swarm.state.agents[target]
-                if known is None:
-                    raise ToolError(str(error)) from error
-                found[known.thread] = target
-            except PathError as error:
+                found[self.swarm.thread_of(me.path, target)] = target
+            except (UnknownAgent, PathError) as error:
                 raise ToolError(str(error)) from error
         if (own := found.get(me.thread)) is not None:
             raise ToolError(f"{own!r} is your own path; you cannot wait for yourself")
@@ -318,6 +313,27 @@ class CloseAgent(StopTool):
         return ToolOutput(text=_json({"previous_status": previous}), recorded=True)
 
 
+class ResumeAgent(SwarmTool):
+    """Any closed agent but a job's worker; of an open one (the caller, say) it tells the status."""
+
+    name = "resume_agent"
+    Args = TargetArgs
+    category = "task"
+
+    async def run(self, args: TargetArgs, ctx: ToolContext) -> ToolOutput:
+        try:
+            thread = self.swarm.thread_of(ctx.path, args.target)
+            back = await self.swarm.comeback.resume(thread, by=ctx.path)
+        except RULES as error:
+            raise ToolError(str(error)) from error
+        agents = self.swarm.state.agents
+        for one in back or [thread]:
+            known = agents.get(one)  # None: it is only just being started
+            await ctx.emit(source=self.name, status=known.status if known else "pending_init", about=one)
+        answer = {"status": status_json(agents.get(thread)), "resumed": [agents[one].path for one in back]}
+        return ToolOutput(text=_json(answer), recorded=True)
+
+
 def control_tools(swarm: Swarm) -> list[Tool]:
     return [
         kind(swarm)
@@ -329,5 +345,6 @@ def control_tools(swarm: Swarm) -> list[Tool]:
             ListAgents,
             InterruptAgent,
             CloseAgent,
+            ResumeAgent,
         )
     ]

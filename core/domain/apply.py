@@ -129,7 +129,15 @@ def _agent_closed(state: SwarmState, event: e.AgentClosed, changes: Changes) -> 
         if agent.mail:
             for mail in [key for key, queued in state.mail.items() if queued.thread == agent.thread]:
                 del state.mail[mail]
-        _set(state, changes, agent, status="shutdown", wait=None, turn=None, mail=0)
+        top = event.top or agent.thread
+        _set(state, changes, agent, status="shutdown", wait=None, turn=None, mail=0, closed_with=top)
+        changes.swarm = True
+
+
+def _agent_resumed(state: SwarmState, event: e.AgentResumed, changes: Changes) -> None:
+    agent = _agent(state, event)
+    if agent is not None and agent.status == "shutdown":
+        _set(state, changes, agent, status="idle", status_message="", activity="", closed_with=None)
         changes.swarm = True
 
 
@@ -344,6 +352,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.AgentFailed: _agent_failed,
     e.AgentWaits: _agent_waits,
     e.AgentClosed: _agent_closed,
+    e.AgentResumed: _agent_resumed,
     e.TurnStarted: _turn_started,
     e.TurnCompleted: _turn_completed,
     e.TurnFailed: _turn_failed,

@@ -114,6 +114,15 @@ class Close(Command, frozen=True, kw_only=True, tag="close"):
     dry_run: bool = False
 
 
+class ResumeAgent(Command, frozen=True, kw_only=True, tag="resume_agent"):
+    """Open a closed agent again, with those below it that the same close ended. Reply: {"resumed":
+    [thread, …], "changed"}; a dry run names who would come back. An open agent is not changed."""
+
+    swarm: str
+    thread: str
+    dry_run: bool = False
+
+
 class Decide(Command, frozen=True, kw_only=True, tag="decide"):
     """Answer one approval by the id that was shown. The first decision wins; code "decided" names who."""
 
@@ -128,7 +137,16 @@ class ListSwarms(Command, frozen=True, kw_only=True, tag="list_swarms"):
 
 
 AnyCommand = (
-    StartSwarm | RunJob | ResumeSwarm | StopEngine | SendInput | Interrupt | Close | Decide | ListSwarms
+    StartSwarm
+    | RunJob
+    | ResumeSwarm
+    | StopEngine
+    | SendInput
+    | Interrupt
+    | Close
+    | ResumeAgent
+    | Decide
+    | ListSwarms
 )
 
 

@@ -107,6 +107,16 @@ class AgentWaits(Event, frozen=True, kw_only=True):
 
 
 class AgentClosed(Event, frozen=True, kw_only=True):
+    """Mail that the agent had not read is dropped with it, and stays dropped if it is resumed."""
+
+    by: str = ""
+    top: str | None = None
+    """Thread id of the agent whose close took this one along; None: it was closed itself."""
+
+
+class AgentResumed(Event, frozen=True, kw_only=True):
+    """A closed agent is open again: idle, with its history, path and nickname."""
+
     by: str = ""
 
 
@@ -339,6 +349,7 @@ AnyEvent = (
     | AgentFailed
     | AgentWaits
     | AgentClosed
+    | AgentResumed
     | TurnStarted
     | TurnCompleted
     | TurnFailed

@@ -50,6 +50,8 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     call: str | None = None
     job: str | None = None
     item: str | None = None
+    closed_with: str | None = None
+    """While it is closed: the agent whose close took it along, or itself."""
 
     @property
     def live(self) -> bool:
@@ -168,6 +170,18 @@ class SwarmState(msgspec.Struct, kw_only=True):
                     return agent
                 found = agent
         return found
+
+    def closed_together(self, thread: str) -> list[AgentState]:
+        """A closed agent and those below it that the same close ended, parents before children; without the
+        workers of jobs, whose rows are over."""
+        top = self.agents[thread]
+        found = {thread: top}
+        # In spawn order parents come first.
+        for agent in self.agents.values():
+            together = agent.status == "shutdown" and agent.closed_with == top.closed_with
+            if together and agent.parent in found and agent.job is None:
+                found[agent.thread] = agent
+        return list(found.values())
 
     def children(self, thread: str) -> list[AgentState]:
         return [a for a in self.agents.values() if a.parent == thread]

@@ -15,8 +15,9 @@ import msgspec
 from core.agents.agent import AgentSpec
 from core.agents.approvals import AlreadyDecided, UnknownApproval
 from core.agents.config import SwarmConfig
+from core.agents.errors import Refused
 from core.agents.registry import UnknownAgent
-from core.agents.swarm import Refused, Swarm
+from core.agents.swarm import Swarm
 from core.agents.tools import control_tools
 from core.clock import Clock, SystemClock
 from core.config import Settings
@@ -214,7 +215,7 @@ class Engine:
                 return await self._steer(command, self._swarm(command.swarm))
 
     async def _steer(
-        self, command: c.SendInput | c.Interrupt | c.Close | c.Decide, swarm: Swarm
+        self, command: c.SendInput | c.Interrupt | c.Close | c.ResumeAgent | c.Decide, swarm: Swarm
     ) -> dict[str, Any]:
         """What is done to one agent of a swarm."""
         by = command.author
@@ -238,6 +239,12 @@ class Engine:
                 if command.dry_run:
                     return {"closed": swarm.would_close(command.thread), "changed": False}
                 return {"closed": await swarm.close(command.thread, by=by), "changed": True}
+            case c.ResumeAgent():
+                if command.dry_run:
+                    would = [known.thread for known in swarm.comeback.would_resume(command.thread)]
+                    return {"resumed": would, "changed": False}
+                resumed = await swarm.comeback.resume(command.thread, by=by)
+                return {"resumed": resumed, "changed": bool(resumed)}
             case c.Decide():
                 await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
                 return {"changed": True}

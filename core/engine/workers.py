@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.agents.swarm import Refused, Swarm, SwarmEnding
+from core.agents.errors import Refused, SwarmEnding
+from core.agents.swarm import Swarm
 from core.jobs.errors import JobInputError
 from core.jobs.workers import Outcome, WorkersGone
 from core.tools.base import Tool

@@ -35,9 +35,9 @@ _MAIL = (
 _DELIVERED = "UPDATE mail SET delivered_seq = ?, delivered_at = ? WHERE swarm = ? AND mail = ?"
 _DROPPED = (
     "UPDATE mail SET delivered_seq = 0"
-    " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq IS NULL"
+    " WHERE swarm = ? AND thread = ? AND seq < ? AND consumed_seq IS NULL AND delivered_seq IS NULL"
 )
-"""Mail of a closed agent: it will never be read."""
+"""Mail of a closed agent: it will never be read. What comes after it was resumed, in the same batch, will."""
 _CONSUMED = (
     "UPDATE mail SET consumed_seq = ?"
     " WHERE swarm = ? AND thread = ? AND consumed_seq IS NULL AND delivered_seq BETWEEN 1 AND ?"
@@ -151,7 +151,7 @@ class Projection:
             case e.UserMessage() | e.AgentMessage() if known_mail:
                 self._rows[_DELIVERED].append((event.seq, at, swarm, event.mail))
             case e.AgentClosed():
-                self._rows[_DROPPED].append((swarm, event.agent))
+                self._rows[_DROPPED].append((swarm, event.agent, event.seq))
             case e.ResponseCompleted():
                 self._rows[_CONSUMED].append((event.seq, swarm, event.agent, event.seq))
             case e.ApprovalRequested() | e.ApprovalDecided() if event.approval in changes.approvals:

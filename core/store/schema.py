@@ -32,7 +32,7 @@ _FIRST = [
         outcome_seq INTEGER NOT NULL, calls INTEGER NOT NULL, failed_calls INTEGER NOT NULL,
         activity TEXT NOT NULL, asks INTEGER NOT NULL, mail INTEGER NOT NULL, retries INTEGER NOT NULL,
         tokens TEXT, started_at TEXT NOT NULL, last_at TEXT NOT NULL, call TEXT, job TEXT, item TEXT,
-        PRIMARY KEY (thread, swarm)) WITHOUT ROWID""",
+        closed_with TEXT, PRIMARY KEY (thread, swarm)) WITHOUT ROWID""",
     'CREATE INDEX agents_swarm ON agents (swarm, "order")',
     "CREATE INDEX agents_job ON agents (job) WHERE job IS NOT NULL",
     # `result_content` is derived: the last text, or one block per agent in first-seen order.

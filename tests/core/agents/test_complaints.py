@@ -88,7 +88,10 @@ async def test_complaint_1_there_is_no_way_to_make_room(stage: Stage) -> None:
     async with stage.play({"/root": steps, "/root/*": [step(text="x")]}, limits={"max_agents": 3}) as watched:
         await watched.quiet()
     refused, made = outputs(watched, "/root", "spawn_agent")[-2:]
-    assert refused == "limit reached: max_agents = 3; 3 agents are open; close some first"
+    assert (
+        refused
+        == "limit reached: max_agents = 3; 3 agents are open: /root, /root/a, /root/b; close some first"
+    )
     assert json.loads(made)["task_name"] == "/root/c"
     assert watched.at("/root/c").status == "completed"
 

@@ -14,6 +14,7 @@ from core.agents.tools import (
     FollowupTask,
     InterruptAgent,
     ListAgents,
+    ResumeAgent,
     SendMessage,
     SpawnAgent,
     SwarmTool,
@@ -30,6 +31,7 @@ KINDS: tuple[type[SwarmTool], ...] = (
     ListAgents,
     InterruptAgent,
     CloseAgent,
+    ResumeAgent,
 )
 
 

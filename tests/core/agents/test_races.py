@@ -15,8 +15,9 @@ import pytest
 
 from core.agents.agent import AgentSpec
 from core.agents.config import SwarmConfig
+from core.agents.errors import Refused
 from core.agents.registry import UnknownAgent
-from core.agents.swarm import Refused, Swarm
+from core.agents.swarm import Swarm
 from core.agents.tools import control_tools
 from core.clock import SystemClock
 from core.domain import events as e

@@ -118,7 +118,9 @@ class Plot:
             )
             self._tell(spawned)
         elif pick % 11 == 0 and agent.parent is not None:
-            self._tell(e.AgentClosed(agent=thread, by="operator"))
+            self._tell(e.AgentClosed(agent=thread, by="operator", top=agent.parent if pick % 2 else None))
+        elif pick % 13 == 0 and (closed := [a for a in self.state.agents.values() if a.status == "shutdown"]):
+            self._tell(e.AgentResumed(agent=closed[pick % len(closed)].thread, by="operator"))
         elif agent.status == "pending_init":
             failed = pick % 5 == 0
             self._tell(e.AgentFailed(agent=thread, error=text) if failed else e.AgentReady(agent=thread))

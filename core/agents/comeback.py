@@ -1,0 +1,72 @@
+"""Closed agents that are opened again, each with those below it that the same close ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from core.agents.errors import Refused
+from core.agents.registry import UnknownAgent
+from core.domain import events as e
+from core.domain.state import AgentState
+
+if TYPE_CHECKING:
+    from core.agents.swarm import Swarm
+
+
+class ComeBack:
+    """They come back as they were, and idle: same thread, path, nickname, role, model and history, without
+    the mail that their close dropped."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self._under_way: dict[str, asyncio.Future[Sequence[e.AnyEvent]]] = {}
+        """By thread: ends once the agent is recorded as open, or cannot be."""
+
+    def would_resume(self, thread: str) -> list[AgentState]:
+        """Who would come back, parents before children; nobody if the agent is open. Raises Refused."""
+        swarm = self._swarm
+        if (agent := swarm.agents.get(thread)) is not None:
+            if agent.closing:
+                raise Refused(f"{agent.path} is still being closed; wait until it is shutdown")
+            return []
+        known = swarm.state.agents.get(thread)
+        if known is None:
+            raise UnknownAgent(f"there is no agent {thread}")
+        if known.job is not None:
+            raise Refused(f"{known.path} was the worker of a job; its row is over, and it does not come back")
+        if known.parent is not None:
+            above = swarm.agents.get(known.parent)
+            if above is None:
+                path = swarm.state.agents[known.parent].path
+                raise Refused(f"{path}, for which {known.path} works, is closed; resume that one")
+            if above.closing:
+                raise Refused(f"{above.path} is being closed; nothing is started below it")
+        return swarm.state.closed_together(thread)
+
+    async def resume(self, thread: str, *, by: str) -> list[str]:
+        """Open a closed agent again; the threads that came back, none if it is open already.
+
+        Raises Refused, PathError or LimitError; then everything is as it was.
+        """
+        self._swarm.refuse_when_ending()
+        if (under_way := self._under_way.get(thread)) is not None:
+            await asyncio.shield(under_way)
+            return []
+        found = self.would_resume(thread)
+        if not found:
+            return []
+        swarm = self._swarm
+        agents = [swarm.stored(known) for known in found]
+        swarm.registry.reserve_again([agent.path for agent in agents])
+        write = swarm.enter(agents, [e.AgentResumed(agent=agent.thread, by=by) for agent in agents])
+
+        def written(_: object) -> None:
+            for agent in agents:
+                del self._under_way[agent.thread]
+
+        self._under_way |= dict.fromkeys((agent.thread for agent in agents), write)
+        write.add_done_callback(written)
+        await swarm.entered(agents, write)
+        return [agent.thread for agent in agents]
