@@ -115,6 +115,23 @@ class Agent:
         """Closed, or about to be: it takes nothing more, and nothing is spawned below it."""
         return self._closing is not None
 
+    @property
+    def resident(self) -> bool:
+        """Whether its history is in memory."""
+        return self._unread is None
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it has nothing to do, whatever its status and whatever mail it has that wakes nobody."""
+        state = self.swarm.state.agents.get(self.thread)
+        ready = state is not None and state.status != "pending_init"
+        return ready and self.resident and not self.busy and not self._next_is_due()
+
+    def evict(self) -> None:
+        """Leave the history to the store until the next turn."""
+        self.history = History(self.path)
+        self._unread = []
+
     def will_run(self) -> bool:
         """Whether queued mail will start a turn."""
         return self._trigger() is not None
@@ -166,6 +183,7 @@ class Agent:
         self._unread = None
         self.history = history
         self.effort = born.effort
+        self.swarm.residency.entered(self)
 
     def has_input(self) -> bool:
         """Whether the operator typed something that no turn has taken yet."""
@@ -296,6 +314,7 @@ class Agent:
             if not (due and self.slot.held):
                 self.slot.release()
             self._turn = None
+            self.swarm.residency.idle(self)
             if task.cancelled() or not due or self._interruption is None:
                 self._interruption = None
                 self._idle.set()

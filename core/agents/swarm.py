@@ -16,6 +16,7 @@ from core.agents.comeback import ComeBack
 from core.agents.config import Role, SwarmConfig
 from core.agents.errors import Refused, SwarmEnding
 from core.agents.registry import Registry, UnknownAgent
+from core.agents.residency import Residency
 from core.agents.slots import Slot, SlotPool
 from core.clock import Clock
 from core.domain import events as e
@@ -85,6 +86,7 @@ class Swarm:
         self.publish = publish
         self.registry = Registry(config.limits)
         self.slots = SlotPool(max(config.limits.max_threads - 1, 0))
+        self.residency = Residency(config.limits.max_resident)
         self.approvals = Approvals(self.append, config.unattended)
         self.agents: dict[str, Agent] = {}
         """Live agents by thread id."""
@@ -305,6 +307,8 @@ class Swarm:
 
     def _admit(self, agent: Agent) -> None:
         self.agents[agent.thread] = agent
+        if agent.resident:
+            self.residency.entered(agent)
         if (parent := self.agents.get(agent.spec.parent or "")) is not None:
             parent.children[agent.thread] = agent
         if agent.thread == self.state.root:
@@ -321,6 +325,7 @@ class Swarm:
         if self.agents.pop(agent.thread, None) is None:
             return
         self.registry.release(agent.path)
+        self.residency.gone(agent)
         if (parent := self.agents.get(agent.spec.parent or "")) is not None:
             parent.children.pop(agent.thread, None)
 

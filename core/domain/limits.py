@@ -13,6 +13,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: int = 4
     max_agents: int = 1000
     """Open agents, the root included."""
+    max_resident: int = 256
+    """Agents with their history in memory; those with something to do may be more."""
     min_wait_ms: int = 10_000
     default_wait_ms: int = 30_000
     max_wait_ms: int = 3_600_000
