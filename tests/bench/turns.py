@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def request_of(turn: int) -> ModelRequest:
     )
 
 
-async def bare(base_url: str, turns: int) -> dict[str, float]:
+async def bare(base_url: str, turns: int, width: int = WIDTH) -> dict[str, float]:
     http = make_http()
     client = ResponsesClient(base_url, None, http, clock=SystemClock())
     bodies = [client._body(request_of(turn)) for turn in range(turns)]
@@ -132,9 +132,9 @@ async def bare(base_url: str, turns: int) -> dict[str, float]:
             assert b"response.completed" in last
 
     with Timer() as timer:
-        await asyncio.gather(*(one() for _ in range(WIDTH)))
+        await asyncio.gather(*(one() for _ in range(width)))
     await http.aclose()
-    return timer.per(turns * WIDTH)
+    return timer.per(turns * width)
 
 
 async def client(base_url: str, turns: int) -> dict[str, float]:
@@ -152,12 +152,12 @@ async def client(base_url: str, turns: int) -> dict[str, float]:
     return timer.per(turns * WIDTH)
 
 
-async def turns_of(base_url: str, turns: int, home: Path) -> dict[str, float]:
+async def turns_of(base_url: str, turns: int, home: Path, width: int = WIDTH) -> dict[str, float]:
     settings = load_settings(
         options={"base_url": base_url, "model": "bench", "sandbox": "off"}, home=home, cwd=home, environ={}
     )
     async with open_engine(settings) as engine:
-        replies = [await engine.send(StartSwarm(task=None)) for _ in range(WIDTH)]
+        replies = [await engine.send(StartSwarm(task=None)) for _ in range(width)]
 
         async def one(value: dict[str, Any]) -> None:
             swarm, thread = value["swarm"], value["thread"]
@@ -174,12 +174,23 @@ async def turns_of(base_url: str, turns: int, home: Path) -> dict[str, float]:
 
         with Timer() as timer:
             await asyncio.gather(*(one(reply.value) for reply in replies))
-    return timer.per(turns * WIDTH)
+    return timer.per(turns * width)
 
 
-async def spawn_of(base_url: str, agents: int, home: Path) -> dict[str, float]:
+async def spawn_of(
+    base_url: str, agents: int, home: Path, afterwards: Callable[[], None] | None = None
+) -> dict[str, float]:
+    """`afterwards` is called when all have ended and the engine is still there."""
     settings = load_settings(
-        options={"base_url": base_url, "model": "bench", "sandbox": "off"}, home=home, cwd=home, environ={}
+        options={
+            "base_url": base_url,
+            "model": "bench",
+            "sandbox": "off",
+            "agents": {"max_agents": agents + 1},
+        },
+        home=home,
+        cwd=home,
+        environ={},
     )
     async with open_engine(settings) as engine:
         with Timer() as timer:
@@ -198,6 +209,8 @@ async def spawn_of(base_url: str, agents: int, home: Path) -> dict[str, float]:
                     ]
                     if ended and names:
                         break
+        if afterwards is not None:
+            afterwards()
     return timer.per(agents)
 
 
