@@ -165,7 +165,8 @@ async def test_a_command_in_the_sandbox_cannot_reach_the_engine(
             "else:\n    print('open')\n"
         )
         socket = sockets.socket_path("x").parent
-        command = f"{sys.executable} knock.py $(cat where)"
+        # The program itself, not a virtual environment's link to it: that may lie where a sandbox shows nothing.
+        command = f"{Path(sys.executable).resolve()} knock.py $(cat where)"
         script = scenario({"/root": [step(call("exec_command", cmd=command)), step(text="done")]})
         settings = homes.home_at(
             tmp_path, script, approval_policy="never", sandbox="workspace-write"
