@@ -80,6 +80,7 @@ class AgentsSettings(_Table):
             max_depth=self.max_depth,
             max_agents=self.max_agents,
             max_resident=self.max_resident,
+            slots=self.slots,
             min_wait_ms=self.min_wait_timeout_ms,
             default_wait_ms=self.default_wait_timeout_ms,
             max_wait_ms=self.max_wait_timeout_ms,

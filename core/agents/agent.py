@@ -241,6 +241,7 @@ class Agent:
 
     def abandon(self) -> None:
         """It will never run: its birth could not be recorded, or came too late."""
+        self.slot.end()
         self._idle.set()
         self.done.set()
 
@@ -271,7 +272,7 @@ class Agent:
                 [e.AgentClosed(agent=self.thread, by=self._closing, top=self._closing_top)]
             )
         finally:
-            self.slot.release()
+            self.slot.end()
             self._idle.set()
             self.done.set()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from core.agents.errors import Refused
 from core.agents.registry import UnknownAgent
 from core.domain import events as e
+from core.domain.limits import LimitError
 from core.domain.state import AgentState
 
 if TYPE_CHECKING:
@@ -59,7 +60,14 @@ class ComeBack:
             return []
         swarm = self._swarm
         agents = [swarm.stored(known) for known in found]
-        swarm.registry.reserve_again([agent.path for agent in agents])
+        paths = [agent.path for agent in agents]
+        swarm.registry.reserve_again(paths)
+        try:
+            swarm.take_slots(agents)
+        except LimitError:
+            for path in paths:
+                swarm.registry.release(path)
+            raise
         write = swarm.enter(agents, [e.AgentResumed(agent=agent.thread, by=by) for agent in agents])
 
         def written(_: object) -> None:

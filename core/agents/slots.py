@@ -1,7 +1,8 @@
 """Execution slots: how many turns of sub-agents run at once (decision 16).
 
 The root's own turn never queues, so sub-agents share the limit less one. A full house queues in order of
-arrival. A turn that is blocked lends its slot and gets one back ahead of that queue.
+arrival. A turn that is blocked lends its slot and gets one back ahead of that queue. With `slots = "spawned"`
+an agent keeps its slot from spawn to close, and a full house refuses (decision 17).
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ class SlotPool:
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
+    def free(self) -> int:
+        """Slots that can be taken at once."""
+        return 0 if self.waiting else max(self.capacity - self.used, 0)
+
+    @property
     def waiting(self) -> int:
         return len(self._queue) + len(self._lenders)
 
     def take(self) -> bool:
         """A slot at once, if one is free and nobody waits."""
-        if self.used < self.capacity and not self._queue and not self._lenders:
+        if self.free:
             self.used += 1
             return True
         return False
@@ -60,9 +66,10 @@ class SlotPool:
 class Slot:
     """One agent's hold on the pool. Every method may be called in any state; none counts twice."""
 
-    def __init__(self, pool: SlotPool | None) -> None:
-        """`pool` None: an agent that needs no slot (the root)."""
+    def __init__(self, pool: SlotPool | None, *, keeps: bool = False) -> None:
+        """`pool` None: an agent that needs no slot (the root). `keeps`: once held it stays so until `end`."""
         self._pool = pool
+        self._keeps = keeps
         self.held = False
         self.lent = False
 
@@ -86,14 +93,25 @@ class Slot:
 
     def lend(self) -> None:
         """Let others run while this turn is blocked."""
-        if self._pool is not None and self.held:
+        if self._pool is not None and self.held and not self._keeps:
             self.held = False
             self.lent = True
             self._pool.give_back()
 
     def release(self) -> None:
         """The turn is over."""
+        if not self._keeps:
+            self.end()
+
+    def end(self) -> None:
+        """The agent is over."""
         if self._pool is not None and self.held:
             self.held = False
             self._pool.give_back()
         self.lent = False
+
+    def claim(self) -> None:
+        """Hold a slot whether one is free or not: its agent was there before this pool."""
+        if self._pool is not None and not self.held:
+            self._pool.used += 1
+            self.held = True

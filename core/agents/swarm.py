@@ -218,6 +218,7 @@ class Swarm:
         try:
             agent = self._make(birth, path, nickname)
             events = self._born(agent.spec, birth)
+            self.take_slots([agent])
         except BaseException:
             self.registry.release(path)
             raise
@@ -247,7 +248,34 @@ class Swarm:
         return [tool for tool in tools if settings.tools is None or tool.name in settings.tools]
 
     def _slot(self, spec: AgentSpec) -> Slot:
-        return Slot(None if spec.kind == "root" else self.slots)
+        keeps = self.config.limits.slots == "spawned"
+        return Slot(None if spec.kind == "root" else self.slots, keeps=keeps)
+
+    def take_slots(self, agents: Sequence[Agent]) -> None:
+        """With `slots = "spawned"`, the slots that agents will hold until they are closed: all or none. A
+        job's worker stands in line instead: those before it come to their end. Raises LimitError."""
+        wanted = [agent for agent in agents if agent.spec.kind == "child"]
+        self.check_room(len(wanted))
+        if self.config.limits.slots == "spawned":
+            for agent in wanted:
+                agent.slot.take()
+
+    def check_room(self, count: int) -> None:
+        """Raises LimitError if slots are held from spawn to close, and fewer than `count` are free."""
+        limits = self.config.limits
+        if limits.slots == "spawned" and self.slots.free < count:
+            more = f", and {count} would come" if count > 1 else ""
+            held = f"agents hold them until they are closed{more}: {self._holders()}; close some first"
+            raise LimitError("max_threads", limits.max_threads, held)
+
+    def _holders(self) -> str:
+        holders = [agent for agent in self.agents.values() if agent.slot.held or agent is self.root]
+        known = self.state.agents
+        names = [
+            f"{agent.path} ({known[agent.thread].status})" if agent.thread in known else agent.path
+            for agent in sorted(holders, key=lambda agent: agent.path)
+        ]
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
     def _born(self, spec: AgentSpec, birth: Birth) -> list[e.Event]:
         """An agent's registration, and its first task."""
@@ -337,7 +365,9 @@ class Swarm:
         known = self.state.agents.values()
         for agent in known:
             if agent.status != "shutdown":
-                self._admit(self.stored(agent))
+                self._admit(back := self.stored(agent))
+                if self.config.limits.slots == "spawned":
+                    back.slot.claim()
         self.registry.restore(
             {agent.path: agent.thread for agent in self.agents.values()}, (agent.nickname for agent in known)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -10,6 +12,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_threads: int = 17
     """Execution slots: running turns, the root's included."""
+    slots: Literal["running", "spawned"] = "running"
+    """running: a turn holds a slot, a full house queues; spawned: an agent does, from its spawn to its close,
+    and a full house refuses (decision 17)."""
     max_depth: int = 4
     max_agents: int = 1000
     """Open agents, the root included."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from core.agents.errors import Refused, SwarmEnding
 from core.agents.swarm import Swarm
+from core.domain.limits import LimitError
 from core.jobs.errors import JobInputError
 from core.jobs.workers import Outcome, WorkersGone
 from core.tools.base import Tool
@@ -21,6 +22,12 @@ class JobWorkers:
         try:
             self._swarm.role(role)
         except Refused as error:
+            raise JobInputError(str(error)) from None
+
+    def check_room(self) -> None:
+        try:
+            self._swarm.check_room(1)
+        except LimitError as error:
             raise JobInputError(str(error)) from None
 
     async def run_worker(

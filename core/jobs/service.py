@@ -190,6 +190,7 @@ class JobService:
         if self._closed:
             raise JobInputError("the swarm is ending; no job is started")
         self._workers.check_role(checked.request.role)
+        self._workers.check_room()
         runner = JobRunner(_plan(self.swarm, owner, checked), self._store, self._workers, self._clock)
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._runners[checked.job] = runner

@@ -26,6 +26,10 @@ class Workers(Protocol):
         """Raises JobInputError if there is no such role."""
         ...
 
+    def check_room(self) -> None:
+        """Raises JobInputError if no worker could start until somebody closes other agents."""
+        ...
+
     async def run_worker(
         self,
         *,

@@ -127,6 +127,36 @@ async def test_release_and_lend_count_once() -> None:
     assert pool.used == 0
 
 
+async def test_a_slot_that_is_kept_goes_back_at_the_end_only() -> None:
+    pool = SlotPool(1)
+    kept, waiting = Slot(pool, keeps=True), Slot(pool, keeps=True)
+    assert kept.take()
+    kept.lend()
+    kept.release()
+    assert (kept.held, pool.used, pool.free) == (True, 1, 0)
+    assert not waiting.take()
+    line = asyncio.create_task(waiting.acquire())
+    await settle()
+    kept.end()
+    kept.end()
+    await line
+    assert (waiting.held, pool.used) == (True, 1)
+
+
+async def test_who_was_there_before_holds_a_slot_although_none_is_free() -> None:
+    pool = SlotPool(1)
+    before = [Slot(pool, keeps=True) for _ in range(3)]
+    for slot in before:
+        slot.claim()
+        slot.claim()
+    assert (pool.used, pool.free) == (3, 0)
+    for slot in before[:2]:
+        slot.end()
+        assert not Slot(pool).take()
+    before[2].end()
+    assert Slot(pool).take()
+
+
 class SlotMachine(RuleBasedStateMachine):
     """Random acquire, lend, release, cancel: never too many held, no slot idle while some wait."""
 

@@ -126,6 +126,9 @@ class Room:
         if role in self.no_roles:
             raise JobInputError(f"there is no role {role!r}")
 
+    def check_room(self) -> None:
+        """There always is."""
+
     async def run_worker(self, **given: Any) -> Outcome:
         worker = Worker(self, given)
         self.workers.append(worker)
