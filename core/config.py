@@ -63,6 +63,7 @@ class AgentsSettings(_Table):
     max_resident: Count = 256
     max_depth: Annotated[int, Field(ge=0)] = 4
     max_agents: Count = 1000
+    max_turns: Count = 500
     wake_parent: bool = True
     async_subagent_startup: bool = True
     min_wait_timeout_ms: Count = 10_000
@@ -79,6 +80,7 @@ class AgentsSettings(_Table):
             max_threads=self.max_threads,
             max_depth=self.max_depth,
             max_agents=self.max_agents,
+            max_turns=self.max_turns,
             max_resident=self.max_resident,
             slots=self.slots,
             min_wait_ms=self.min_wait_timeout_ms,

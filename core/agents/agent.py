@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from core.agents import prompts
+from core.agents.bounds import TurnBound
 from core.agents.history import History
 from core.agents.reload import read_history
 from core.agents.slots import Slot
 from core.agents.turn import Turn, TurnEnd
 from core.domain import events as e
 from core.domain.ids import uuid7
+from core.domain.limits import LimitError
 from core.domain.status import Wait
 from core.models.types import ModelError
 from core.store.errors import NotFound, StoreError
@@ -83,6 +85,7 @@ class Agent:
         self._mail: dict[str, e.MailQueued] = {}
         self._born = swarm.clock.monotonic()
         self._open_calls: dict[str, int] = {}
+        self.turn_bound = TurnBound(swarm)
         self._wake = asyncio.Event()
         self.children: dict[str, Agent] = {}
         """Open agents right below, by thread id."""
@@ -329,7 +332,8 @@ class Agent:
         """Hold an execution slot; say so while that means waiting in line."""
         if self.slot.take():
             return
-        await self.swarm.append([e.AgentWaits(agent=self.thread, wait=Wait(reason="slot"))])
+        wait = Wait(reason="slot", line=self.slot.ticket())
+        await self.swarm.append([e.AgentWaits(agent=self.thread, wait=wait)])
         await self.slot.acquire()
         await self.swarm.append([e.AgentWaits(agent=self.thread, wait=None)])
 
@@ -348,7 +352,7 @@ class Agent:
                 return
             except StoreError as unwritten:
                 error = unwritten
-        if isinstance(error, ModelError | HistoryError | StoreError):
+        if isinstance(error, ModelError | HistoryError | LimitError | StoreError):
             # One event that could not be written fails its turn; a store that is lost refuses this too.
             text = str(error)
         else:

@@ -12,6 +12,7 @@ import msgspec
 
 from core.agents.agent import STOPPED, Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
+from core.agents.bounds import check_message
 from core.agents.comeback import ComeBack
 from core.agents.config import Role, SwarmConfig
 from core.agents.errors import Refused, SwarmEnding
@@ -91,6 +92,8 @@ class Swarm:
         self.agents: dict[str, Agent] = {}
         """Live agents by thread id."""
         self.root: Agent | None = None
+        self.spoken = 0
+        """How often the operator wrote, to anybody."""
         self.comeback = ComeBack(self)
         self._tools = tools
         self._group: asyncio.TaskGroup | None = None
@@ -151,6 +154,7 @@ class Swarm:
                 if isinstance(event, e.AgentClosed):
                     self._gone(agent)
             typed = isinstance(event, e.MailQueued) and event.kind == "INPUT"
+            self.spoken += typed
             if typed or isinstance(event, _OUTCOMES):
                 for watcher in self._watchers.get(event.agent, ()):
                     watcher.set()
@@ -180,6 +184,7 @@ class Swarm:
         call: str | None = None,
     ) -> Agent:
         """A sub-agent with its first task. Raises PathError, LimitError or Refused; then nothing is left."""
+        check_message(message)
         settings = self.role(role)
         return await self._spawn(
             Birth(
@@ -455,6 +460,7 @@ class Swarm:
     async def send_message(self, sender: Agent, target: Agent, text: str, *, trigger: bool) -> None:
         kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"
         self._taking_mail(target)
+        check_message(text)
         await self.append([self._mail(target.thread, sender.path, kind, text, trigger=trigger)])
 
     def _taking_mail(self, agent: Agent) -> Agent:

@@ -35,6 +35,12 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _said(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
 class SwarmTool(Tool):
     """A control tool, bound to its swarm."""
 
@@ -61,9 +67,7 @@ class SpawnArgs(ToolArgs):
     @field_validator("message")
     @classmethod
     def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must not be blank")
-        return value
+        return _said(value)
 
     @field_validator("fork_turns")
     @classmethod
@@ -108,6 +112,11 @@ class MessageArgs(ToolArgs):
     target: str = Field(description="Path (absolute, or below your own) or id of the agent.")
     message: str = Field(min_length=1)
 
+    @field_validator("message")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        return _said(value)
+
 
 class SendMessage(SwarmTool):
     name = "send_message"
@@ -130,7 +139,10 @@ class SendMessage(SwarmTool):
             raise ToolError("the root takes no tasks from its sub-agents; use send_message")
         if target is sender:
             raise ToolError("this is your own path; choose another target")
-        await self.swarm.send_message(sender, target, args.message, trigger=self.trigger)
+        try:
+            await self.swarm.send_message(sender, target, args.message, trigger=self.trigger)
+        except RULES as error:
+            raise ToolError(str(error)) from error
         await ctx.emit(source=self.name, status="queued", text=args.message, about=target.thread)
         return ToolOutput(text="", recorded=True)
 

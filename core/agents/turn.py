@@ -41,8 +41,8 @@ class Turn:
         self._waiting = False
 
     async def run(self, cause: str | None) -> TurnEnd:
-        """`cause` None: its begin is recorded already. Raises ModelError when the model cannot answer.
-        Cancelling stops everything it has started."""
+        """`cause` None: its begin is recorded already. Raises ModelError when the model cannot answer, and
+        LimitError when mail has begun too many. Cancelling stops everything it has started."""
         start: list[e.Event] = []
         if cause is not None:
             start.append(e.TurnStarted(agent=self._agent.thread, turn=self.id, cause=_cause(cause)))
@@ -53,6 +53,9 @@ class Turn:
             if start:
                 await self._swarm.append(start)
             start = []
+            if cause is not None:
+                self._agent.turn_bound.begin(cause)
+                cause = None
             await self._agent.load()
             await self._agent.ensure_slot()
             response = await self._sample()

@@ -18,6 +18,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: int = 4
     max_agents: int = 1000
     """Open agents, the root included."""
+    max_turns: int = 500
+    """Turns of one agent that mail alone began since the operator last wrote to anybody in the swarm."""
     max_resident: int = 256
     """Agents with their history in memory; those with something to do may be more."""
     min_wait_ms: int = 10_000

@@ -14,6 +14,7 @@ import msgspec
 
 from core.agents.agent import AgentSpec
 from core.agents.approvals import AlreadyDecided, UnknownApproval
+from core.agents.bounds import check_message
 from core.agents.config import SwarmConfig
 from core.agents.errors import Refused
 from core.agents.registry import UnknownAgent
@@ -223,6 +224,7 @@ class Engine:
             case c.SendInput():
                 if not command.text.strip():
                     raise CommandError("there is nothing to send", "usage")
+                check_message(command.text)
                 if command.dry_run:
                     swarm.check_input(command.thread)
                 else:
@@ -257,6 +259,7 @@ class Engine:
         return found.swarm
 
     async def _start_swarm(self, command: c.StartSwarm) -> dict[str, Any]:
+        check_message(command.task or "")
         title = command.title or title_of(command.task)
         settings = settings_of(command.setup, self.settings)
         config = swarm_config(settings, command.cwd, command.unattended)
