@@ -83,10 +83,10 @@ class Publisher:
 
 
 async def serve(socket: Path, count: int, clients: int) -> None:
-    feed.Feed.subscribe.__kwdefaults__.update(backlog=10 * count, backlog_bytes=1 << 40)
+    feed.Feed.subscribe.__kwdefaults__.update(backlog_bytes=1 << 40)
     events, bodies = premade(count)
     engine: Any = Publisher()
-    hub = Hub(engine)
+    hub = Hub(engine, backlog=10 * count)
     info = EngineInfo(engine=uuid7(), pid=os.getpid(), kind="exec", version=VERSION)
     async with Server.listening(hub, socket, info=info, clock=SystemClock(), starts=False) as server:
         print("ready", flush=True)
@@ -108,7 +108,7 @@ async def serve(socket: Path, count: int, clients: int) -> None:
 async def client(socket: Path, count: int) -> None:
     view = SwarmView()
     lagged = 0
-    async with connect(socket) as remote, remote.subscribe(SWARM) as items:
+    async with connect(socket, backlog=10 * count) as remote, remote.subscribe(SWARM) as items:
         cpu = None
         async for item in items:
             cpu = cpu or time.process_time()
