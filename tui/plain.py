@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
+from core.agents.nicknames import ordinal
 from core.domain import events as e
 from core.domain.state import call_key
 from core.safety.text import clean_line, shorten
@@ -105,7 +106,9 @@ class PlainLines:
         limited = wait.reason in ("rate_limit", "budget")
         if not (limited or self._shown(event)):
             return []
-        return self._say(event, "waits", wait.reason.replace("_", " "), wait.detail)
+        place = self.view.place(event.agent or "") if wait.reason == "slot" else None
+        detail = wait.detail if place is None else f"({ordinal(place)} in line)"
+        return self._say(event, "waits", wait.reason.replace("_", " "), detail)
 
     def _turn_completed(self, event: e.TurnCompleted) -> list[str]:
         if not self._shown(event):

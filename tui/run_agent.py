@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from core.agents.nicknames import ordinal
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.domain.commands import Close, Interrupt, Reply, ResumeAgent, SendInput
 from core.domain.state import AgentState
@@ -58,6 +59,7 @@ def _show(
             **row,
             "agent": guide * (int(row["depth"] or 0) if indent else 0)
             + clean_line(str(row["nickname"] or row["path"])),
+            "waiting": _waiting(row),
             "engine": owner_text(owners[row["swarm"]]),
             "swarm": short_id(row["swarm"]),
         }
@@ -68,6 +70,11 @@ def _show(
     if len(owners) > 1:
         columns.append(("swarm", "swarm"))
     show([*columns, ("path", "path")], rows, gives_way=("engine", "calls", "asks", "tokens"), last=40)
+
+
+def _waiting(row: dict[str, Any]) -> str | None:
+    place = row["place_in_line"]
+    return f"{row['waiting']}, {ordinal(place)} in line" if place is not None else row["waiting"]
 
 
 # --- one agent -------------------------------------------------------------------------------------------

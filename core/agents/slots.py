@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+LENDERS = 1_000_000_000
+"""So far ahead of the others are those who lent their slot."""
+
 
 class SlotPool:
     """`capacity` slots. Fair: whoever waits longest goes first, those who lent one before those who wait."""
@@ -17,6 +20,7 @@ class SlotPool:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.used = 0
+        self._tickets = 0
         self._lenders: deque[asyncio.Future[None]] = deque()
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -35,6 +39,11 @@ class SlotPool:
             self.used += 1
             return True
         return False
+
+    def ticket(self, *, lender: bool) -> int:
+        """A number for whoever is about to queue: smaller ones are served first."""
+        self._tickets += 1
+        return self._tickets - LENDERS if lender else self._tickets
 
     async def wait(self, *, lender: bool) -> None:
         """Queue for a slot; it is held when this returns. Cancelling leaves the queue."""
@@ -81,6 +90,10 @@ class Slot:
         if self.held:
             self.lent = False
         return self.held
+
+    def ticket(self) -> int:
+        """Where this one will stand in the line, as a number to compare with those of the others."""
+        return self._pool.ticket(lender=self.lent) if self._pool is not None else 0
 
     async def acquire(self) -> None:
         """Hold a slot; one that was lent comes back ahead of the queue."""

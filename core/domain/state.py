@@ -183,6 +183,12 @@ class SwarmState(msgspec.Struct, kw_only=True):
                 found[agent.thread] = agent
         return list(found.values())
 
+    def places(self) -> dict[str, int]:
+        """Who waits for a slot, by thread: the place in the line, from 1."""
+        waits = ((agent.wait, agent.thread) for agent in self.agents.values())
+        line = sorted((wait.line, thread) for wait, thread in waits if wait and wait.reason == "slot")
+        return {thread: place for place, (_, thread) in enumerate(line, 1)}
+
     def children(self, thread: str) -> list[AgentState]:
         return [a for a in self.agents.values() if a.parent == thread]
 

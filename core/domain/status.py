@@ -28,6 +28,9 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: WaitReason
     detail: str = ""
     until: datetime | None = None
+    line: int = 0
+    """For `slot`: those with smaller numbers go first. `SwarmState.places` makes places of them, so that a
+    line that moves on needs no event for each who stands in it."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -32,11 +32,13 @@ async def roster(reader: Reader, ref: str | None, status: str | None = None) -> 
     agents: list[dict[str, Any]] = []
     for swarm in swarms:
         state = await reader.load_state(swarm)
+        places = state.places()
         for entry in shapes.tree(state)["agents"]:
             agent = state.agents[entry["thread"]]
             if status is None or agent.status == status:
                 counts = {"asks": agent.asks, "calls": agent.calls, "failed_calls": agent.failed_calls}
-                agents.append({**entry, "swarm": swarm, **counts})
+                place = places.get(agent.thread)
+                agents.append({**entry, "place_in_line": place, "swarm": swarm, **counts})
     return {"agents": agents}
 
 

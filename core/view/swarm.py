@@ -71,11 +71,21 @@ class SwarmView:
         self.lagged = 0
         self.reset = 0
         """How often a snapshot replaced everything; loaded transcripts must be asked for again."""
+        self._places: tuple[int, dict[str, int]] = (-1, {})
         self._changes = Changes()
         self._streaming_response: dict[str, str] = {}
         self._ahead: dict[str, list[AnyEvent]] = {}
         self._before: dict[str, Transcript] = {}
         """Transcripts that were loaded when a snapshot came: each goes on once a page reaches up to it."""
+
+    def place(self, thread: str) -> int | None:
+        """Where an agent stands in the line for a slot, from 1; None if it waits for none."""
+        agent = self.state.agents.get(thread)
+        if agent is None or agent.wait is None or agent.wait.reason != "slot":
+            return None
+        if self._places[0] != self.state.seq:
+            self._places = (self.state.seq, self.state.places())
+        return self._places[1].get(thread)
 
     def feed(self, item: FeedItem) -> None:
         match item:

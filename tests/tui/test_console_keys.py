@@ -595,6 +595,23 @@ async def test_keys_typed_faster_than_the_tree_tells_act_on_the_agent_under_the_
         assert f"Close {name}?" in on_screen(app)
 
 
+async def test_the_line_for_a_slot_is_shown_as_it_is_now() -> None:
+    story = Story()
+    story.start()
+    root = story.spawn("root", None, "work", 0)
+    story.turn(root)
+    for number, name in enumerate(("ash", "elm"), 2):
+        story.spawn(name, root, "later", 1)
+        story.add(e.AgentWaits(agent=thread(number), wait=Wait(reason="slot", line=number)))
+    client = FakeClient(story.events)
+    app = stage(client)
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        rows = {name: line for name in ("ash", "elm") for line in on_screen(app).splitlines() if name in line}
+        assert "queued  1st in line" in rows["ash"]
+        assert "queued  2nd in line" in rows["elm"]
+
+
 async def test_quitting_counts_who_waits_for_a_slot_too() -> None:
     story = Story()
     story.start()

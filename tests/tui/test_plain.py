@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core.domain import events as e
 from core.domain.state import JobState
+from core.domain.status import Wait
 from core.safety.text import is_clean
 from core.view.swarm import SwarmView
 from tests.tui import cli_story as story
@@ -33,6 +34,24 @@ def told(events: list[e.AnyEvent], scope: Scope = "all") -> list[str]:
         view.apply(event)
         lines += plain.lines(event)
     return lines
+
+
+def test_who_waits_for_a_slot_says_its_place_and_who_comes_back_says_by_whom() -> None:
+    wait = [e.AgentWaits(agent=agent, wait=Wait(reason="slot", line=n)) for n, agent in ((7, "b"), (9, "c"))]
+    born = [
+        e.AgentSpawned(agent=agent, path=f"/root/{agent}", nickname=name, parent=ROOT, depth=1)
+        for agent, name in (("b", "birch"), ("c", "cedar"))
+    ]
+    over = [e.AgentClosed(agent="c", by="/root"), e.AgentResumed(agent="c", by="operator")]
+    lines = told([*story.opening(), *born, *wait, e.AgentWaits(agent="b"), wait[1], *over])
+    assert [line[9:] for line in lines[-6:]] == [
+        "cedar spawned by root (/root/c)",
+        "birch waits slot (1st in line)",
+        "cedar waits slot (2nd in line)",
+        "cedar waits slot (1st in line)",
+        "cedar closed by /root",
+        "cedar resumed by operator",
+    ]
 
 
 def test_a_swarm_in_lines() -> None:

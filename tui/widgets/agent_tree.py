@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from datetime import datetime
 from typing import NamedTuple
 
+from core.agents.nicknames import ordinal
 from core.clock import Clock
 from core.domain.state import AgentState, JobState
 from core.view.swarm import SwarmView
@@ -148,6 +149,8 @@ class AgentTree(LineView):
             for approval in self.view.state.approvals.values():
                 if approval.thread == agent.thread:
                     return text.one_line(approval.command)
+        if (place := self.view.place(agent.thread)) is not None:
+            return f"{ordinal(place)} in line"
         if agent.wait is not None and agent.live:
             until = agent.wait.until
             left = f" {text.age((until - self.clock.now()).total_seconds())}" if until else ""
