@@ -391,7 +391,7 @@ async def test_a_root_that_is_closed_as_it_comes_back(
     def and_close(begin: Begin) -> None:
         restore(begin)
         assert begin.swarm.root is not None
-        begin.swarm.root.begin_close("operator")
+        begin.swarm.root.begin_close("operator", begin.swarm.root.thread)
 
     monkeypatch.setattr(Begin, "restore", and_close)
     async with stand(team(tmp_path, tmp_path / "home", HANG)) as two:

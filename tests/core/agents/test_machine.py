@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from core.agents.agent import Agent
 from core.agents.registry import UnknownAgent
+from core.agents.reload import read_history
 from core.agents.swarm import Refused, Swarm
 from core.domain import events as e
 from core.domain.commands import StartSwarm
@@ -30,13 +31,25 @@ from tests.core.agents.scenarios import call
 from tests.core.agents.test_races import Answer, assert_paired, items_of
 from tests.core.crash import check, home_settings, journal, leave, stand
 
-SLOTS, DEPTH, AGENTS = 3, 2, 6
-LIMITS = {"max_threads": SLOTS, "max_depth": DEPTH, "max_agents": AGENTS}
+SLOTS, DEPTH, AGENTS, RESIDENT = 3, 2, 6, 2
+LIMITS = {"max_threads": SLOTS, "max_depth": DEPTH, "max_agents": AGENTS, "max_resident": RESIDENT}
 NAMES = ("a", "b", "c")
 IN_VAIN = (Refused, UnknownAgent, PathError, LimitError)
 OPS = (
     *("spawn", "spawn", "spawn", "answer", "answer", "answer", "input", "message", "followup"),
-    *("wait", "wait", "tool spawn", "interrupt", "cascade", "close", "pass", "crash"),
+    *(
+        "wait",
+        "wait",
+        "tool spawn",
+        "interrupt",
+        "cascade",
+        "close",
+        "close",
+        "resume",
+        "resume",
+        "pass",
+        "crash",
+    ),
 )
 
 
@@ -45,9 +58,10 @@ class Puppet:
 
     server = "puppet"
 
-    def __init__(self) -> None:
+    def __init__(self, lived: Callable[[str], Awaitable[list[dict[str, Any]]]]) -> None:
+        """`lived`: asked for an agent's history as the journal tells it."""
+        self.lived = lived
         self.asked: dict[str, asyncio.Future[Answer]] = {}
-        self.inputs: dict[str, list[dict[str, Any]]] = {}
         self.root = ""
         self._count = 0
 
@@ -55,7 +69,7 @@ class Puppet:
         thread = request.cache_key
         assert thread not in self.asked, "two requests of one agent at once"
         assert_paired(request.input)
-        self.inputs[thread] = request.input
+        assert request.input == await self.lived(thread), "sent what it has not been through"
         answer = self.asked[thread] = asyncio.get_running_loop().create_future()
         try:
             assert sum(one != self.root for one in self.asked) <= SLOTS - 1, "more requests than slots"
@@ -92,6 +106,8 @@ class Machine:
         self.clock = FakeClock()
         self.born: dict[str, str] = {}
         self.closed: set[str] = set()
+        self.doubtful: set[str] = set()
+        """Asked back, and whoever asked has had no answer: an engine may die meanwhile."""
         self.told: dict[str, Told] = {}
         self.going: set[asyncio.Task[Any]] = set()
         self.homes = 0
@@ -109,7 +125,7 @@ class Machine:
             agents=LIMITS,
         )
         async with stand(found, self.clock) as self.stand:
-            self.puppet = Puppet()
+            self.puppet = Puppet(self.lived)
             self.stand.engine._models = self.puppet  # type: ignore[assignment]
             if self.id:
                 reply = await self.stand.resume(self.id)
@@ -125,6 +141,11 @@ class Machine:
                 task.cancel()
             await asyncio.gather(*self.going, return_exceptions=True)
             self.going.clear()
+
+    async def lived(self, thread: str) -> list[dict[str, Any]]:
+        swarm = self.swarm
+        history, _ = await read_history(swarm.store, self.id, thread, swarm.state.seq)
+        return history.items
 
     async def die(self) -> None:
         """Keep the home as the engine's death would leave it now: whatever is on its way is not there."""
@@ -177,6 +198,8 @@ class Machine:
                 self.begin(self.swarm.interrupt(one.thread, by="operator", cascade=op == "cascade"))
             case "close" if one is not self.swarm.root:
                 self.begin(self.swarm.close(one.thread, by="operator"))
+            case "resume" if self.closed:
+                self.begin(self.come_back(sorted(self.closed)[a % len(self.closed)]))
             case "pass":
                 await self.clock.advance(20)
             case "answer" if asked:
@@ -216,6 +239,15 @@ class Machine:
         except IN_VAIN as error:
             found = type(error)
         assert not calm or found is expected, (path, found, expected)
+
+    async def come_back(self, thread: str) -> None:
+        swarm = self.swarm
+        asked = {agent.thread for agent in swarm.comeback.would_resume(thread)}
+        self.doubtful |= asked
+        found = set(await swarm.comeback.resume(thread, by="operator"))
+        assert not found or found == asked
+        self.doubtful -= asked
+        self.closed -= found
 
     async def tell(self, op: str, target: Agent, sender: Agent) -> None:
         text = f"t{len(self.told)}"
@@ -261,7 +293,10 @@ class Machine:
         assert len(swarm.agents) == len(swarm.registry) <= AGENTS
         assert set(swarm.agents) == {a.thread for a in state.agents.values() if a.status != "shutdown"}
         self.closed |= {a.thread for a in state.agents.values() if a.status == "shutdown"}
+        self.closed -= self.doubtful & set(swarm.agents)
         assert not self.closed & set(swarm.agents), "a closed agent lives"
+        resident = [agent for agent in swarm.agents.values() if agent.resident]
+        assert len(resident) <= RESIDENT or all(agent.busy for agent in resident), "not evicted"
         assert all(self.born[thread] == state.agents[thread].path for thread in self.born)
         self.born |= {thread: agent.path for thread, agent in state.agents.items()}
         in_line = 0
@@ -314,8 +349,7 @@ class Machine:
         texts = [mail.text for mail in queued.values()]
         for text, told in self.told.items():
             assert texts.count(text) == 1 if told.sure else texts.count(text) <= 1, text
-        gone = {mail for mail, m in queued.items() if state.agents[m.agent or ""].status == "shutdown"}
-        assert set(read) | gone | set(state.mail) == set(queued)
+        assert waiting_mail(events) == set(state.mail)
         assert not set(read) & set(state.mail)
         for place, event in enumerate(events):
             agent = state.agents.get(event.agent or "")
@@ -326,8 +360,29 @@ class Machine:
                 assert (following.agent, following.author) == (agent.parent, agent.path)
                 continue
             later = [one for one in events[place + 1 :] if one.agent == agent.thread]
-            assert any(isinstance(one, e.AgentClosed) for one in later), "an answer that nobody was told"
-            assert not any(isinstance(one, e.TurnStarted) for one in later)
+            ends = [one for one in later if isinstance(one, e.AgentClosed | e.TurnStarted)]
+            assert ends, "an answer that nobody was told"
+            assert isinstance(ends[0], e.AgentClosed), "an answer that nobody was told"
+
+
+def waiting_mail(events: list[e.AnyEvent]) -> set[str]:
+    """Mail that is queued and not read, as simply as it can be said: a close drops what waits, and what comes
+    later, until the agent is back."""
+    waiting: dict[str, str | None] = {}
+    closed: set[str | None] = set()
+    for event in events:
+        match event:
+            case e.MailQueued() if event.agent not in closed:
+                assert event.mail not in waiting
+                waiting[event.mail] = event.agent
+            case e.UserMessage() | e.AgentMessage() if event.mail is not None:
+                assert waiting.pop(event.mail) == event.agent, "read by another"
+            case e.AgentClosed():
+                closed.add(event.agent)
+                waiting = {mail: agent for mail, agent in waiting.items() if agent != event.agent}
+            case e.AgentResumed():
+                closed.discard(event.agent)
+    return set(waiting)
 
 
 STORIES = st.lists(
