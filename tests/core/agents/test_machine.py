@@ -101,8 +101,10 @@ class Told(msgspec.Struct):
 class Machine:
     """One swarm through all its engines. The model of it: `born` (thread → path), `closed`, `told`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slots: str) -> None:
         self.folder = folder
+        self.spawned = slots == "spawned"
+        self.limits = {**LIMITS, "slots": slots}
         self.clock = FakeClock()
         self.born: dict[str, str] = {}
         self.closed: set[str] = set()
@@ -122,7 +124,7 @@ class Machine:
             self.folder / f"home{self.homes}",
             "chunk_chars = 200\n",
             sandbox="off",
-            agents=LIMITS,
+            agents=self.limits,
         )
         async with stand(found, self.clock) as self.stand:
             self.puppet = Puppet(self.lived)
@@ -230,7 +232,7 @@ class Machine:
         expected: type[Exception] | None = None
         if path in {agent.path for agent in self.swarm.agents.values()}:
             expected = PathError
-        elif depth(path) > DEPTH or len(self.swarm.agents) >= AGENTS:
+        elif depth(path) > DEPTH or len(self.swarm.agents) >= (SLOTS if self.spawned else AGENTS):
             expected = LimitError
         found: type[Exception] | None = None
         try:
@@ -312,15 +314,17 @@ class Machine:
                 assert shown.turn is not None
                 blocked = shown.wait is not None and shown.wait.reason == "agents"
                 assert blocked != (agent.thread in self.puppet.asked)
-                assert agent is swarm.root or agent.slot.held != blocked
+                assert agent is swarm.root or self.spawned or agent.slot.held != blocked
             else:
                 assert not agent.busy
                 assert shown.wait is None
                 assert shown.turn is None
                 assert not agent.will_run(), "mail that wakes it, and it sleeps"
-                assert not agent.slot.held
+                assert self.spawned or not agent.slot.held
                 assert shown.status in SETTLED | {"idle"}
         assert slots.waiting == in_line
+        if self.spawned:
+            assert set(held) == set(swarm.agents.values()) - {swarm.root}
 
     async def end(self) -> None:
         """Everybody is answered: then all comes to rest, and everything adds up."""
@@ -336,7 +340,8 @@ class Machine:
                 break
         state = self.swarm.state
         assert not state.active(), "it never came to rest"
-        assert (self.swarm.slots.used, self.swarm.slots.waiting) == (0, 0)
+        kept = len(self.swarm.agents) - 1 if self.spawned else 0
+        assert (self.swarm.slots.used, self.swarm.slots.waiting) == (kept, 0)
         events = await journal(self.stand.engine, self.id)
         await check(self.stand.engine, self.id)
         self.mail_adds_up(events)
@@ -393,22 +398,28 @@ STORIES = st.lists(
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-async def play(story: list[tuple[str, int, int, bool]]) -> None:
+SLOTS_MEAN = st.sampled_from(["running", "running", "spawned"])
+
+
+async def play(story: list[tuple[str, int, int, bool]], slots: str = "running") -> None:
     with tempfile.TemporaryDirectory() as folder:
-        await Machine(Path(folder)).play(story)
+        await Machine(Path(folder), slots).play(story)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW)
-@given(STORIES)
-def test_whatever_happens_to_a_swarm_everything_adds_up(story: list[tuple[str, int, int, bool]]) -> None:
-    asyncio.run(play(story))
+@given(STORIES, SLOTS_MEAN)
+def test_whatever_happens_to_a_swarm_everything_adds_up(
+    story: list[tuple[str, int, int, bool]], slots: str
+) -> None:
+    asyncio.run(play(story, slots))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @settings(max_examples=1500, deadline=None, suppress_health_check=SLOW)
-@given(STORIES)
+@given(STORIES, SLOTS_MEAN)
 def test_whatever_happens_to_a_swarm_everything_adds_up_long(
     story: list[tuple[str, int, int, bool]],
+    slots: str,
 ) -> None:
-    asyncio.run(play(story))
+    asyncio.run(play(story, slots))
