@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import core.engine.engine
+from core.agents.swarm import Swarm
 from core.domain import events as e
 from core.domain.apply import apply
 from core.domain.commands import Close, ResumeAgent, SendInput
 from core.domain.state import SwarmState
+from core.store.errors import StoreError
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import HANGING, Gate, Stage, outputs
 from tests.core.agents.test_resume import Later
@@ -282,6 +286,53 @@ async def test_an_operator_closes_and_resumes_the_root(stage: Stage) -> None:
         await watched.until(lambda state: state.agents[watched.root].status_message == "second")
     assert [resumed.by for resumed in watched.of(e.AgentResumed)] == ["operator"] * 2
     assert said(stage.bodies("/root")[-1])[-2:] == ["first", "more"]
+
+
+async def test_a_resume_that_cannot_be_recorded_leaves_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarms: list[Swarm] = []
+    control = stage._tools
+    monkeypatch.setattr(core.engine.engine, "control_tools", lambda of: swarms.append(of) or control(of))
+    agents = {"/root": [step(spawn("a")), step(wait("a")), step(close("a"))], "/root/a": []}
+    async with stage.play(agents, limits={"slots": "spawned", "max_threads": 2}) as watched:
+        await watched.quiet()
+        live = swarms[0]
+        append = live.append
+
+        async def broken(events: Sequence[e.Event]) -> Sequence[e.AnyEvent]:
+            if any(isinstance(event, e.AgentResumed) for event in events):
+                await asyncio.sleep(0)
+                raise StoreError("the disk is full")
+            return await append(events)
+
+        monkeypatch.setattr(live, "append", broken)
+        command = ResumeAgent(swarm=watched.swarm, thread=watched.at("/root/a").thread)
+        replies = await asyncio.gather(watched.client.send(command), watched.client.send(command))
+        assert [reply.error for reply in replies] == ["the disk is full"] * 2
+        assert live.slots.used == 0
+        assert list(live.agents) == [watched.root]
+        monkeypatch.setattr(live, "append", append)
+        assert (await watched.client.send(command)).value["changed"]
+        assert live.slots.used == 1
+
+
+async def test_a_close_and_a_resume_at_once(stage: Stage) -> None:
+    agents = {"/root": [step(spawn("a")), step(wait("a"))], "/root/a": []}
+    async with stage.play(agents) as watched:
+        await watched.quiet()
+        thread = watched.at("/root/a").thread
+        shut = Close(swarm=watched.swarm, thread=thread)
+        back = ResumeAgent(swarm=watched.swarm, thread=thread)
+        closed, refused = await asyncio.gather(watched.client.send(shut), watched.client.send(back))
+        assert closed.value["closed"] == [thread]
+        assert refused.error == "/root/a is still being closed; wait until it is shutdown"
+        # The other way round: what comes back is below what closes.
+        everything = Close(swarm=watched.swarm, thread=watched.root)
+        resumed, closed = await asyncio.gather(watched.client.send(back), watched.client.send(everything))
+        assert resumed.value["changed"]
+        assert closed.value["closed"] == [thread, watched.root]
+        assert not open_paths(watched)
 
 
 async def test_another_engine_knows_who_was_closed_together_with_whom(later: Later) -> None:

@@ -104,3 +104,23 @@ async def test_mail_comes_back_whole_and_in_order(tmp_path: Path) -> None:
         ]
         await store.append(swarm, [e.AgentClosed(agent=child)])
         assert [mail.mail for mail in await reload.queued_mail(store.reader, swarm)] == ["3"]
+
+
+async def test_mail_for_an_agent_that_is_closed_and_resumed_in_the_same_batch(tmp_path: Path) -> None:
+    """What came before is dropped, what comes after is kept, in one write as in several."""
+
+    def mail(number: int) -> e.MailQueued:
+        return e.MailQueued(agent=child, mail=f"{number}", author="/root", kind="MESSAGE", text="x")
+
+    async with opened(tmp_path) as store:
+        swarm, (_root, child) = await new_swarm(store, agents=2)
+        closed, resumed = e.AgentClosed(agent=child), e.AgentResumed(agent=child)
+        await store.append(swarm, [mail(1), closed, mail(2), resumed, mail(3)])
+        assert [found.mail for found in await reload.queued_mail(store.reader, swarm)] == ["3"]
+        assert (await store.reader.load_state(swarm)).agents == store.state(swarm).agents
+        assert list(store.state(swarm).mail) == ["3"]
+        await store.append(swarm, [closed])
+        await store.append(swarm, [resumed])
+        await store.append(swarm, [mail(4)])
+        assert [found.mail for found in await reload.queued_mail(store.reader, swarm)] == ["4"]
+        assert await store.reader.load_state(swarm) == store.state(swarm)
