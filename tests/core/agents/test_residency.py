@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from core.agents.swarm import Swarm
@@ -192,3 +193,40 @@ async def test_a_fork_of_a_flushed_history_is_whole(stage: Inside) -> None:
         await watched.until(lambda s: not s.mail and s.quiet())
     for body in (stage.bodies("/root/a")[0], stage.bodies("/root/a")[-1]):
         assert said(body)[:4] == ["go", "first answer", "second", "x"]
+
+
+async def test_one_that_was_woken_since_keeps_its_history(stage: Inside, gate: Gate) -> None:
+    """It is the least recently used of those whose last turn is over, and in the middle of the next."""
+    agents = {
+        "/root": [step(spawn("a")), step(wait("a")), step(followup("a")), step(text="left it to a")],
+        "/root/a": [step(text="one"), step(call("gate")), step(text="two")],
+    }
+    async with stage.play(agents, limits={"max_resident": 2}) as watched:
+        await watched.until(lambda s: gate.entered.is_set() and s.agents[watched.root].status == "completed")
+        for count in (2, 3):
+            await say(watched, "/root", "and you?")
+            await watched.until(lambda s, count=count: s.agents[watched.root].turns == count)
+            await watched.until(lambda s: s.agents[watched.root].status == "completed")
+        stage.swarm.residency.limit = 1
+        await say(watched, "/root", "and now?")
+        await watched.until(lambda s: s.agents[watched.root].turns == 4)
+        await watched.until(lambda s: s.agents[watched.root].status == "completed")
+        assert stage.resident() == {"/root/a"}
+        gate.open.set()
+        await watched.quiet()
+    assert said(stage.bodies("/root/a")[-1]) == ["x", "one", "again"]
+
+
+async def test_mail_that_will_wake_it_keeps_it_in_memory(stage: Inside) -> None:
+    agents = {"/root": [step(spawn("a")), step(wait("a"))], "/root/a": [step(text="one")]}
+    async with stage.play(agents) as watched:
+        await watched.quiet()
+        agent = stage.swarm.agents[watched.at("/root/a").thread]
+        assert agent.evictable
+        mail = e.MailQueued(
+            agent=agent.thread, mail="m", author="/root", kind="MESSAGE", text="x", seq=watched.state.seq + 1
+        )
+        agent.on_event(mail)
+        assert agent.evictable
+        agent.on_event(msgspec.structs.replace(mail, mail="n", trigger=True))
+        assert not agent.evictable
