@@ -230,3 +230,12 @@ async def test_mail_that_will_wake_it_keeps_it_in_memory(stage: Inside) -> None:
         assert agent.evictable
         agent.on_event(msgspec.structs.replace(mail, mail="n", trigger=True))
         assert not agent.evictable
+
+
+async def test_using_an_agent_again_makes_it_the_last_to_go(stage: Inside) -> None:
+    steps = [step(spawn("a")), step(wait("a")), step(spawn("b")), step(wait("b"))]
+    steps += [step(followup("a")), step(wait("a")), step(spawn("c")), step(wait("c"))]
+    agents = {"/root": steps, "/root/*": [step(text="one"), step(text="two")]}
+    async with stage.play(agents, limits={"max_resident": 3}) as watched:
+        await watched.quiet()
+        assert stage.resident() == {"/root", "/root/a", "/root/c"}
