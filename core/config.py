@@ -128,7 +128,7 @@ class McpSettings(_Table):
     enabled_tools: list[str] | None = None
     disabled_tools: list[str] = []
     default_tools_approval_mode: Literal["auto", "prompt", "approve"] = "auto"
-    """auto: a tool that calls itself read-only runs, the rest asks; prompt: every call asks; approve: none."""
+    """auto: a tool that says it only reads runs, the rest asks; prompt: every call asks; approve: none."""
     supports_parallel_tool_calls: bool = False
 
 

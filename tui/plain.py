@@ -11,10 +11,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
-from core.agents.nicknames import ordinal
 from core.domain import events as e
 from core.domain.state import call_key
-from core.safety.text import clean_line, shorten
+from core.safety.text import clean_line, ordinal, shorten
 from core.view.cleaning import clean_struct
 from core.view.swarm import SwarmView
 from tui.progress import line as progress_line

@@ -11,11 +11,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from core.agents.nicknames import ordinal
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.domain.commands import Close, Interrupt, Reply, ResumeAgent, SendInput
 from core.domain.state import AgentState
-from core.safety.text import clean_line
+from core.safety.text import clean_line, ordinal
 from core.store.errors import NotFound, StoreError
 from core.store.readers import Reader
 from core.store.roster import Found, find_agents, roster, running_below

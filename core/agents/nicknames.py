@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from core.safety.text import ordinal
+
 _POOL = """
 alder ash aspen balsa beech birch briar cedar cherry clover cypress elder elm ember fern fir gorse
 hawthorn hazel heath hemlock holly iris ivy juniper larch laurel lilac linden lotus maple mimosa
@@ -15,12 +17,6 @@ rail raven robin rook ruff shrike siskin skua snipe starling stoat swallow swift
 wagtail warbler weasel wren
 """
 NAMES = tuple(_POOL.split())
-
-
-def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 4th, 11th, 21st …"""
-    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
 
 
 def nicknames() -> Iterator[str]:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from core.agents.calls import CallRunner, brief_of
-from core.agents.nicknames import ordinal
 from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.status import Wait
 from core.models.types import Completed, ModelRequest, Queued, Retrying, TextDelta
 from core.safety.nesting import depth_of
-from core.safety.text import clean_line
+from core.safety.text import clean_line, ordinal
 
 if TYPE_CHECKING:
     from core.agents.agent import Agent

@@ -67,3 +67,9 @@ def head_and_tail(text: str, limit: int) -> str:
     half = limit // 2
     missing = len(text) - 2 * half
     return f"{text[:half]}\n… {missing} characters left out …\n{text[len(text) - half :]}"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th, 21st …"""
+    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

@@ -6,9 +6,9 @@ from collections.abc import Hashable
 from datetime import datetime
 from typing import NamedTuple
 
-from core.agents.nicknames import ordinal
 from core.clock import Clock
 from core.domain.state import AgentState, JobState
+from core.safety.text import ordinal
 from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import UNICODE, Glyphs, agent_look, agent_state, row_look

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from core.agents.nicknames import NAMES, nicknames, ordinal
+from core.agents.nicknames import NAMES, nicknames
 from core.agents.registry import Registry, UnknownAgent
 from core.domain.limits import LimitError, Limits
 from core.domain.paths import PathError
+from core.safety.text import ordinal
 
 
 def registered(registry: Registry, parent: str | None, name: str) -> str:

@@ -28,6 +28,9 @@ from tests.core.agents.scenarios import call, scenario, step
 from tests.core.channel import homes
 from tests.core.harness import swarm
 
+PYTHON = Path(sys.executable).resolve()
+"""The program itself: a virtual environment may lie where a sandbox shows nothing."""
+
 
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -165,8 +168,7 @@ async def test_a_command_in_the_sandbox_cannot_reach_the_engine(
             "else:\n    print('open')\n"
         )
         socket = sockets.socket_path("x").parent
-        # The program itself, not a virtual environment's link to it: that may lie where a sandbox shows nothing.
-        command = f"{Path(sys.executable).resolve()} knock.py $(cat where)"
+        command = f"{PYTHON} knock.py $(cat where)"
         script = scenario({"/root": [step(call("exec_command", cmd=command)), step(text="done")]})
         settings = homes.home_at(
             tmp_path, script, approval_policy="never", sandbox="workspace-write"
