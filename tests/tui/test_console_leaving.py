@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from textual import events
 
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.domain import events as e
@@ -63,6 +64,24 @@ async def test_esc_stays_and_other_keys_do_nothing_to_the_question() -> None:
         assert app.screen is app.swarm_screen
         assert app.client is client
         assert not client.sent
+
+
+async def test_keys_typed_ahead_answer_a_question_once() -> None:
+    """They are in the question's queue already when the first of them closes it."""
+    client = background()
+    app = stage(client)
+    async with app.run_test(size=SIZE) as pilot:
+        await ready(pilot)
+        await pilot.press("ctrl+q")
+        await pilot.pause()
+        question = app.screen
+        assert isinstance(question, ConfirmScope)
+        for _ in range(3):
+            question.post_message(events.Key("s", "s"))
+        await pilot.pause()
+        question.action_dismiss_none()
+        assert app.screen is app.swarm_screen
+        assert [type(sent) for sent in client.sent] == [StopEngine]
 
 
 async def test_leaving_asks_its_own_question_when_another_one_is_open() -> None:

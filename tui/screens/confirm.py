@@ -74,8 +74,13 @@ class ConfirmScope(ModalScreen[str | None]):
         for key, _, answer in self.question.choices:
             if event.key == key or event.character == key:
                 event.stop()
-                self.dismiss(answer)
+                self._answer(answer)
                 return
 
     def action_dismiss_none(self) -> None:
-        self.dismiss(None)
+        self._answer(None)
+
+    def _answer(self, answer: str | None) -> None:
+        """Once: further keys may have been typed before the first one closed the question."""
+        if self.is_current:
+            self.dismiss(answer)
