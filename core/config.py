@@ -31,7 +31,7 @@ ApprovalPolicy = Literal["untrusted", "on-request", "never"]
 SandboxMode = Literal["read-only", "workspace-write", "off"]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 """Up to what the store and every reader of JSON can hold."""
-Money = Annotated[float, Field(gt=0)]
+Money = Annotated[float, Field(gt=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0)]
 
 

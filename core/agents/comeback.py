@@ -59,7 +59,7 @@ class ComeBack:
         if not found:
             return []
         swarm = self._swarm
-        agents = [swarm.stored(known) for known in found]
+        agents = [swarm.births.stored(known) for known in found]
         paths = [agent.path for agent in agents]
         swarm.registry.reserve_again(paths)
         try:

@@ -8,65 +8,35 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 
-import msgspec
-
 from core.agents.agent import STOPPED, Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
+from core.agents.births import Births
 from core.agents.bounds import check_message
 from core.agents.comeback import ComeBack
-from core.agents.config import Role, SwarmConfig
+from core.agents.config import SwarmConfig
 from core.agents.errors import Refused, SwarmEnding
 from core.agents.registry import Registry, UnknownAgent
 from core.agents.residency import Residency
-from core.agents.slots import Slot, SlotPool
+from core.agents.slots import SlotPool
 from core.clock import Clock
 from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.ids import uuid7
 from core.domain.limits import LimitError
-from core.domain.paths import depth, resolve
-from core.domain.state import AgentState, SwarmState
+from core.domain.paths import resolve
+from core.domain.state import SwarmState
 from core.domain.status import SETTLED
 from core.models.types import ModelClient
-from core.safety.text import clean_line, shorten
 from core.store.store import Store
 from core.tools.base import Tool
 
 log = logging.getLogger("watchroom.agents")
-TASK_CHARS = 200
 WIND_DOWN_SECONDS = 20
 _OUTCOMES = (e.TurnCompleted, e.TurnFailed, e.TurnInterrupted, e.AgentClosed, e.AgentFailed)
 
 
-class Birth(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is decided about an agent before it exists."""
-
-    parent: Agent | None
-    name: str
-    kind: str
-    task: str
-    """For people; `first` is what the agent is told."""
-    model: str
-    first: str | None = None
-    fork: str = "none"
-    role: str | None = None
-    effort: str | None = None
-    settings: Role = Role()
-    call: str | None = None
-    """The parent's spawn call."""
-    thread: str | None = None
-    """Its thread id, if that was given out before (a job's claim)."""
-    tools: Sequence[Tool] = ()
-    """Beside those of its kind."""
-    job: str | None = None
-    item: str | None = None
-
-
 class Swarm:
-    """One swarm. `serve` owns every task of it; the other methods are called from anywhere on its loop.
-
-    `tools` is asked once per agent for the tools it gets: (kind, spec) → tools.
-    """
+    """One swarm. `serve` owns every task of it; the other methods are called from anywhere on its loop."""
 
     def __init__(
         self,
@@ -94,8 +64,8 @@ class Swarm:
         self.root: Agent | None = None
         self.spoken = 0
         """How often the operator wrote, to anybody."""
+        self.births = Births(self, tools)
         self.comeback = ComeBack(self)
-        self._tools = tools
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -159,102 +129,7 @@ class Swarm:
                 for watcher in self._watchers.get(event.agent, ()):
                     watcher.set()
 
-    # --- spawning ----------------------------------------------------------------------------------------
-
-    async def start_root(self, task: str | None, title: str = "", by: str = "operator") -> Agent:
-        """The root, running `task` if there is one, else idle until it is given input."""
-        agent = await self._spawn(
-            Birth(parent=None, name="root", kind="root", task=title or task or "", model=self.config.model)
-        )
-        self.root = agent
-        if task is not None:
-            await self.send_input(agent.thread, task, by=by)
-        return agent
-
-    async def spawn(
-        self,
-        parent: Agent,
-        *,
-        name: str,
-        message: str,
-        fork: str = "none",
-        role: str | None = None,
-        model: str | None = None,
-        effort: str | None = None,
-        call: str | None = None,
-    ) -> Agent:
-        """A sub-agent with its first task. Raises PathError, LimitError or Refused; then nothing is left."""
-        check_message(message)
-        settings = self.role(role)
-        return await self._spawn(
-            Birth(
-                parent=parent,
-                name=name,
-                kind="child",
-                task=message,
-                first=message,
-                fork=fork,
-                role=role,
-                model=model or settings.model or self.config.subagent_model or parent.model,
-                effort=effort or settings.reasoning_effort or self.config.subagent_effort or parent.effort,
-                settings=settings,
-                call=call,
-            )
-        )
-
-    def role(self, name: str | None) -> Role:
-        if name is None or name == "default":
-            return self.config.roles.get("default", Role())
-        try:
-            return self.config.roles[name]
-        except KeyError:
-            known = ", ".join(sorted({"default", *self.config.roles}))
-            raise Refused(f"there is no role {name!r}; the roles are: {known}") from None
-
-    async def _spawn(self, birth: Birth) -> Agent:
-        parent = birth.parent
-        self.refuse_when_ending()
-        if parent is not None and self.slots.capacity < 1:
-            held = "the root itself takes the only slot; do it yourself"
-            raise LimitError("max_threads", self.config.limits.max_threads, held)
-        if parent is not None and parent.closing:
-            raise Refused(f"{parent.path} is being closed; nothing is started below it")
-        path, nickname = self.registry.reserve(parent.path if parent else None, birth.name)
-        try:
-            agent = self._make(birth, path, nickname)
-            events = self._born(agent.spec, birth)
-            self.take_slots([agent])
-        except BaseException:
-            self.registry.release(path)
-            raise
-        await self.entered([agent], self.enter([agent], events))
-        return agent
-
-    def _make(self, birth: Birth, path: str, nickname: str) -> Agent:
-        parent, settings = birth.parent, birth.settings
-        spec = AgentSpec(
-            thread=birth.thread or uuid7(),
-            path=path,
-            nickname=nickname,
-            kind=birth.kind,
-            parent=parent.thread if parent else None,
-            model=birth.model,
-            effort=birth.effort,
-            max_tokens=settings.max_tokens,
-            role_text=settings.instructions,
-        )
-        agent = Agent(self, spec, [*self._offered(spec, settings), *birth.tools], self._slot(spec))
-        if parent is not None and birth.fork != "none":
-            agent.history.items[:] = parent.history.fork(None if birth.fork == "all" else int(birth.fork))
-        return agent
-
-    def _offered(self, spec: AgentSpec, settings: Role) -> list[Tool]:
-        tools = self._tools(spec)
-        return [tool for tool in tools if settings.tools is None or tool.name in settings.tools]
-
-    def _slot(self, spec: AgentSpec) -> Slot:
-        keeps = self.config.limits.slots == "spawned"
-        return Slot(None if spec.kind == "root" else self.slots, keeps=keeps)
+    # --- entering -----------------------------------------------------------------------------------------
 
     def take_slots(self, agents: Sequence[Agent]) -> None:
         """With `slots = "spawned"`, the slots that agents will hold until they are closed: all or none. A
@@ -281,29 +156,6 @@ class Swarm:
             for agent in sorted(holders, key=lambda agent: agent.path)
         ]
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
-    def _born(self, spec: AgentSpec, birth: Birth) -> list[e.Event]:
-        """An agent's registration, and its first task."""
-        spawned = e.AgentSpawned(
-            agent=spec.thread,
-            path=spec.path,
-            nickname=spec.nickname,
-            role=birth.role or "default",
-            model=spec.model,
-            effort=spec.effort,
-            parent=spec.parent,
-            depth=depth(spec.path),
-            task=shorten(clean_line(birth.task), TASK_CHARS),
-            call=birth.call,
-            job=birth.job,
-            item=birth.item,
-            fork=birth.fork,
-            fork_seq=self.state.seq if birth.fork != "none" else 0,
-        )
-        if birth.first is None:
-            return [spawned]
-        author = birth.parent.path if birth.parent else "operator"
-        return [spawned, self._mail(spec.thread, author, "NEW_TASK", birth.first, trigger=True)]
 
     def enter(
         self, agents: Sequence[Agent], events: Sequence[e.Event]
@@ -370,7 +222,7 @@ class Swarm:
         known = self.state.agents.values()
         for agent in known:
             if agent.status != "shutdown":
-                self._admit(back := self.stored(agent))
+                self._admit(back := self.births.stored(agent))
                 if self.config.limits.slots == "spawned":
                     back.slot.claim()
         self.registry.restore(
@@ -381,31 +233,6 @@ class Swarm:
                 reader.on_event(queued)
         if turn is not None and self.root is not None:
             self.root.go_on_with(turn)
-
-    def stored(self, known: AgentState) -> Agent:
-        """An agent of the store, as it was: it reads its history when it needs it."""
-        settings = self.config.roles.get(known.role)
-        if settings is None:
-            settings = Role()
-            if known.role != "default":
-                log.warning("swarm %s: %s had the role %s, which is gone", self.id, known.path, known.role)
-        parent = self.agents.get(known.parent or "")
-        # What its birth says of its effort is read with its history.
-        effort = (
-            settings.reasoning_effort or self.config.subagent_effort or (parent.effort if parent else None)
-        )
-        spec = AgentSpec(
-            thread=known.thread,
-            path=known.path,
-            nickname=known.nickname,
-            kind="root" if known.parent is None else "child",
-            parent=known.parent,
-            model=known.model,
-            effort=effort if known.parent is not None else None,
-            max_tokens=settings.max_tokens,
-            role_text=settings.instructions,
-        )
-        return Agent(self, spec, self._offered(spec, settings), self._slot(spec), reloaded=True)
 
     def go_on(self) -> None:
         """Start the tasks of those who were restored."""
@@ -451,7 +278,7 @@ class Swarm:
     async def send_input(self, thread: str, text: str, by: str) -> None:
         """The operator's words: they start a turn of an idle agent and join a running one."""
         agent = self._taking_mail(self.live(thread))
-        await self.append([self._mail(agent.thread, by, "INPUT", text, trigger=True)])
+        await self.append([self.mail(agent.thread, by, "INPUT", text, trigger=True)])
 
     def check_input(self, thread: str) -> None:
         """Raises what `send_input` would."""
@@ -461,14 +288,14 @@ class Swarm:
         kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"
         self._taking_mail(target)
         check_message(text)
-        await self.append([self._mail(target.thread, sender.path, kind, text, trigger=trigger)])
+        await self.append([self.mail(target.thread, sender.path, kind, text, trigger=trigger)])
 
     def _taking_mail(self, agent: Agent) -> Agent:
         if agent.closing:
             raise Refused(f"{agent.path} is being closed; it reads nothing more")
         return agent
 
-    def _mail(
+    def mail(
         self,
         thread: str,
         author: str,
@@ -550,54 +377,3 @@ class Swarm:
         for target in targets:
             await target.done.wait()
         return [target.thread for target in targets]
-
-    # --- jobs --------------------------------------------------------------------------------------------
-
-    async def run_worker(
-        self,
-        *,
-        owner: str,
-        thread: str,
-        name: str,
-        task: str,
-        message: str,
-        tools: Sequence[Tool],
-        job: str,
-        item: str,
-        model: str | None = None,
-        role: str | None = None,
-    ) -> AgentState:
-        """One job worker from birth to close; returns its state after its turn. Cancelling closes it."""
-        parent = self.live(owner)
-        if parent.closing:
-            # Its job must see it closed before the next row is tried.
-            await parent.done.wait()
-            parent = self.live(owner)
-        settings = self.role(role)
-        over = asyncio.Event()
-        try:
-            await self._spawn(
-                Birth(
-                    parent=parent,
-                    name=name,
-                    kind="worker",
-                    task=task,
-                    first=message,
-                    role=role,
-                    model=model or settings.model or self.config.subagent_model or parent.model,
-                    effort=settings.reasoning_effort or self.config.subagent_effort or parent.effort,
-                    settings=settings,
-                    thread=thread,
-                    tools=tools,
-                    job=job,
-                    item=item,
-                )
-            )
-            with self.watching([thread], over):
-                while not self.settled(thread):
-                    over.clear()
-                    await over.wait()
-            return self.state.agents[thread]
-        finally:
-            if thread in self.agents:
-                await self.close(thread, by=f"job {job[:8]}")

@@ -91,7 +91,7 @@ class SpawnAgent(SwarmTool):
     async def run(self, args: SpawnArgs, ctx: ToolContext) -> ToolOutput:
         parent = self.swarm.live(ctx.thread)
         try:
-            child = await self.swarm.spawn(
+            child = await self.swarm.births.spawn(
                 parent,
                 name=args.task_name,
                 message=args.message,

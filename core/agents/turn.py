@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from core.agents.calls import CallRunner, brief_of
+from core.agents.sampling import Sampler
 from core.domain import events as e
-from core.domain.commands import Delta
-from core.domain.status import Wait
-from core.models.types import Completed, ModelRequest, Queued, Retrying, TextDelta
+from core.models.types import Completed
 from core.safety.nesting import depth_of
-from core.safety.text import clean_line, ordinal
+from core.safety.text import clean_line
 
 if TYPE_CHECKING:
     from core.agents.agent import Agent
 
-LONGEST_KEY = 4096
 MAX_ITEM_DEPTH = 100
-_IN_KEYS = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
 class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +31,7 @@ class Turn:
         self._agent = agent
         self._swarm = agent.swarm
         self.id = turn
-        self._requests = 0
-        self._waiting = False
+        self._sampler = Sampler(agent, turn)
 
     async def run(self, cause: str | None) -> TurnEnd:
         """`cause` None: its begin is recorded already. Raises ModelError when the model cannot answer, and
@@ -46,7 +40,6 @@ class Turn:
         if cause is not None:
             start.append(e.TurnStarted(agent=self._agent.thread, turn=self.id, cause=_cause(cause)))
         message: str | None = None
-        self._seconds = 0.0
         while True:
             start += self._agent.take_mail()
             if start:
@@ -57,8 +50,9 @@ class Turn:
                 cause = None
             await self._agent.load()
             await self._agent.ensure_slot()
-            response = await self._sample()
-            events, calls, text = self._record(response)
+            agent = self._agent
+            response, seconds = await self._sampler.ask(agent.history.items, agent.definitions)
+            events, calls, text = self._record(response, seconds)
             message = text if text is not None else message
             if not calls:
                 if self._agent.has_input():
@@ -70,70 +64,9 @@ class Turn:
             if await CallRunner(self._agent).run(calls):
                 return TurnEnd(message=message, events=[])
 
-    async def _sample(self) -> Completed:
-        """One response, whole. Streams its text to the overlay; retries are recorded as they happen."""
-        agent, swarm = self._agent, self._swarm
-        self._requests += 1
-        request = ModelRequest(
-            model=agent.model,
-            instructions=agent.instructions,
-            input=list(agent.history.items),
-            tools=agent.definitions,
-            cache_key=agent.thread,
-            reasoning_effort=agent.effort,
-            max_output_tokens=agent.max_tokens,
-        )
-        overlay = Overlay(self, f"{self.id}:{self._requests}")
-        started = swarm.clock.monotonic()
-        try:
-            async with aclosing(swarm.model.stream(request)) as stream:
-                async for event in stream:
-                    if isinstance(event, Retrying):
-                        await self._retrying(event)
-                        continue
-                    if isinstance(event, Queued):
-                        await self._queued(event)
-                        continue
-                    await self._goes_on()
-                    if isinstance(event, TextDelta):
-                        overlay.add(event)
-                    elif isinstance(event, Completed):
-                        self._seconds = swarm.clock.monotonic() - started
-                        return event
-        except BaseException:
-            overlay.end()
-            raise
-        raise RuntimeError("a model stream ended without Completed and without ModelError")
-
-    async def _retrying(self, event: Retrying) -> None:
-        thread = self._agent.thread
-        wait = Wait(
-            reason="rate_limit" if event.rate_limited else "retry",
-            detail=event.reason,
-            until=self._swarm.clock.now() + timedelta(seconds=event.delay),
-        )
-        self._waiting = True
-        await self._swarm.append(
-            [
-                e.ModelRetry(agent=thread, attempt=event.attempt, delay=event.delay, reason=event.reason),
-                e.AgentWaits(agent=thread, wait=wait),
-            ]
-        )
-
-    async def _queued(self, event: Queued) -> None:
-        self._waiting = True
-        if event.until is not None:
-            wait = Wait(reason="rate_limit", until=event.until)
-        else:
-            wait = Wait(reason="model", detail=f"{ordinal(event.place)} in line")
-        await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=wait)])
-
-    async def _goes_on(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=None)])
-
-    def _record(self, response: Completed) -> tuple[list[e.Event], list[e.ToolCalled], str | None]:
+    def _record(
+        self, response: Completed, seconds: float
+    ) -> tuple[list[e.Event], list[e.ToolCalled], str | None]:
         """The events of a whole response, its calls, and the text of its last message."""
         thread = self._agent.thread
         events: list[e.Event] = []
@@ -163,7 +96,7 @@ class Turn:
                 response=response.response,
                 model=response.model,
                 usage=response.usage,
-                seconds=round(self._seconds, 3),
+                seconds=round(seconds, 3),
                 attempts=response.attempts,
             )
         )
@@ -186,46 +119,6 @@ class Turn:
             brief=brief_of(self._agent.tools, name, arguments),
             category=tool.category if tool is not None else "other",
         )
-
-
-class Overlay:
-    """The text of an answer while it is being written. Shown, never stored (decision 9).
-
-    The recorded AssistantMessage takes its place; `end` is for an answer that never became whole. Secrets are
-    taken out here too: this text reaches the screen without passing the journal's door (decision 12).
-    """
-
-    def __init__(self, turn: Turn, response: str) -> None:
-        self._turn = turn
-        self._response = response
-        self._offset = 0
-        self._held = ""
-        self._shown = False
-
-    def add(self, delta: TextDelta) -> None:
-        if delta.reset:
-            self._send(0, "")
-            self._offset = 0
-            self._held = ""
-        self._held += delta.text
-        # A key that comes in pieces must be whole to be found: the last word waits for its end.
-        whole = self._held.rstrip(_IN_KEYS)
-        if len(self._held) - len(whole) > LONGEST_KEY:
-            whole = self._held
-        if whole:
-            self._held = self._held[len(whole) :]
-            text = self._turn._agent.swarm.store.redact(whole)
-            self._send(self._offset, text)
-            self._offset += len(text)
-            self._shown = True
-
-    def end(self) -> None:
-        if self._shown:
-            self._send(0, "")
-
-    def _send(self, offset: int, text: str) -> None:
-        agent = self._turn._agent
-        agent.swarm.publish(Delta(thread=agent.thread, response=self._response, offset=offset, text=text))
 
 
 def message_text(item: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from core.clock import Clock, SystemClock
 from core.config import Settings
 from core.domain.commands import EngineInfo
 from core.domain.ids import uuid7
-from core.engine.engine import Engine, EngineError
+from core.engine.engine import Engine
+from core.engine.errors import EngineError
 from core.store.connection import prepare_home
 from core.store.errors import StoreError
 from core.store.locks import Owner

@@ -10,7 +10,8 @@ from core.channel.client import ClientError, EngineGone
 from core.channel.feed import BACKLOG, Feed, Reader
 from core.domain.commands import AnyCommand, Delta, Page, PageRequest, Reply
 from core.domain.events import AnyEvent
-from core.engine.engine import Engine, EngineError
+from core.engine.engine import Engine
+from core.engine.errors import EngineError
 from core.safety.text import clean_line
 
 log = logging.getLogger("watchroom.channel")

@@ -12,7 +12,8 @@ from core.clock import Clock
 from core.config import Settings
 from core.domain.commands import AnyCommand, EngineInfo, FeedItem, Page, PageRequest, Reply
 from core.domain.ids import uuid7
-from core.engine.engine import Engine, EngineError
+from core.engine.engine import Engine
+from core.engine.errors import EngineError
 from core.version import VERSION
 
 

@@ -17,12 +17,14 @@ from core.domain.state import (
     Approval,
     Changes,
     JobState,
+    McpServerState,
     OpenCall,
     QueuedMail,
     SwarmState,
     call_key,
+    server_key,
 )
-from core.domain.status import Usage
+from core.domain.status import Spending, Usage
 
 ACTIVITY_CHARS = 120
 TITLE_CHARS = 60
@@ -131,13 +133,20 @@ def _agent_closed(state: SwarmState, event: e.AgentClosed, changes: Changes) -> 
                 del state.mail[mail]
         top = event.top or agent.thread
         _set(state, changes, agent, status="shutdown", wait=None, turn=None, mail=0, closed_with=top)
+        for key in [key for key, server in state.servers.items() if server.thread == agent.thread]:
+            del state.servers[key]
         changes.swarm = True
 
 
 def _agent_resumed(state: SwarmState, event: e.AgentResumed, changes: Changes) -> None:
     agent = _agent(state, event)
-    if agent is not None and agent.status == "shutdown":
+    if agent is None:
+        return
+    if agent.status == "shutdown":
         _set(state, changes, agent, status="idle", status_message="", activity="", closed_with=None)
+        changes.swarm = True
+    elif agent.start_failed:
+        _set(state, changes, agent, status="pending_init", status_message="", activity="")
         changes.swarm = True
 
 
@@ -153,6 +162,7 @@ def _turn_started(state: SwarmState, event: e.TurnStarted, changes: Changes) -> 
             wait=None,
             turn=event.turn,
             turns=agent.turns + 1,
+            turn_tokens=None,
         )
 
 
@@ -215,14 +225,51 @@ def _tool_ended(state: SwarmState, event: e.ToolEnded, changes: Changes) -> None
         _set(state, changes, agent, failed_calls=agent.failed_calls + 1)
 
 
-def _response_completed(state: SwarmState, event: e.ResponseCompleted, changes: Changes) -> None:
-    agent = _agent(state, event)
-    if event.usage is None:
+def _mcp_server_changed(state: SwarmState, event: e.McpServerChanged, changes: Changes) -> None:
+    if event.agent is not None and event.agent not in state.agents:
         return
-    state.tokens = (state.tokens or Usage()) + event.usage
+    state.servers[server_key(event.server, event.agent)] = McpServerState(
+        server=event.server,
+        thread=event.agent,
+        status=event.status,
+        detail=event.detail,
+        tools=event.tools,
+        required=event.required,
+        seconds=event.seconds,
+    )
     changes.swarm = True
-    if agent is not None:
-        _set(state, changes, agent, tokens=(agent.tokens or Usage()) + event.usage)
+
+
+def _budget_set(state: SwarmState, event: e.BudgetSet, changes: Changes) -> None:
+    state.budget = event.budget
+    changes.swarm = True
+
+
+def _usage_unknown(state: SwarmState, event: e.UsageUnknown, changes: Changes) -> None:
+    spent = Spending(unmetered=event.tokens, unmetered_dollars=event.cost or 0.0)
+    _spent(state, changes, _agent(state, event), None, spent)
+
+
+def _response_completed(state: SwarmState, event: e.ResponseCompleted, changes: Changes) -> None:
+    known = event.cost is not None
+    spent = Spending(dollars=event.cost or 0.0, priced=int(known), unpriced=int(not known))
+    _spent(state, changes, _agent(state, event), event.usage, spent)
+
+
+def _spent(
+    state: SwarmState, changes: Changes, agent: AgentState | None, usage: Usage | None, spent: Spending
+) -> None:
+    state.spending += spent
+    if usage is not None:
+        state.tokens = (state.tokens or Usage()) + usage
+    changes.swarm = True
+    if agent is None:
+        return
+    fields: dict[str, Any] = {"spending": agent.spending + spent}
+    if usage is not None:
+        fields["tokens"] = (agent.tokens or Usage()) + usage
+        fields["turn_tokens"] = (agent.turn_tokens or Usage()) + usage
+    _set(state, changes, agent, **fields)
 
 
 def _model_retry(state: SwarmState, event: e.ModelRetry, changes: Changes) -> None:
@@ -357,6 +404,9 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.TurnCompleted: _turn_completed,
     e.TurnFailed: _turn_failed,
     e.TurnInterrupted: _turn_interrupted,
+    e.McpServerChanged: _mcp_server_changed,
+    e.BudgetSet: _budget_set,
+    e.UsageUnknown: _usage_unknown,
     e.UserMessage: _user_message,
     e.AgentMessage: _delivered,
     e.ToolCalled: _tool_called,

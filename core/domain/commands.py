@@ -123,6 +123,27 @@ class ResumeAgent(Command, frozen=True, kw_only=True, tag="resume_agent"):
     dry_run: bool = False
 
 
+class SetBudget(Command, frozen=True, kw_only=True, tag="set_budget"):
+    """Change what a swarm may spend; turns that waited for that go on. None leaves a limit as it is, 0 takes
+    it away. Reply: {"budget": {"tokens", "cost", "per_agent_tokens", "per_agent_cost"}, "changed"}; a dry run
+    tells what they would be. Code "refused" for money where a model has no price."""
+
+    swarm: str
+    tokens: int | None = None
+    cost: float | None = None
+    per_agent_tokens: int | None = None
+    per_agent_cost: float | None = None
+    dry_run: bool = False
+
+
+class Compact(Command, frozen=True, kw_only=True, tag="compact"):
+    """Have an agent's history replaced by a summary before its next request. Reply: {"changed"}."""
+
+    swarm: str
+    thread: str
+    dry_run: bool = False
+
+
 class Decide(Command, frozen=True, kw_only=True, tag="decide"):
     """Answer one approval by the id that was shown. The first decision wins; code "decided" names who."""
 
@@ -145,6 +166,8 @@ AnyCommand = (
     | Interrupt
     | Close
     | ResumeAgent
+    | SetBudget
+    | Compact
     | Decide
     | ListSwarms
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from core.domain.status import Usage, Wait
+from core.domain.status import Budget, Usage, Wait
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 VERSION = 1
@@ -95,7 +95,7 @@ class AgentReady(Event, frozen=True, kw_only=True):
 
 
 class AgentFailed(Event, frozen=True, kw_only=True):
-    """Start-up failed: the agent never had a turn."""
+    """Start-up failed: the agent has no turns, and its mail waits, until it is resumed."""
 
     error: str
 
@@ -115,7 +115,8 @@ class AgentClosed(Event, frozen=True, kw_only=True):
 
 
 class AgentResumed(Event, frozen=True, kw_only=True):
-    """A closed agent is open again: idle, with its history, path and nickname."""
+    """A closed agent is open again: idle, with its history, path and nickname. One whose start-up failed
+    starts up again."""
 
     by: str = ""
 
@@ -138,12 +139,44 @@ class TurnFailed(Event, frozen=True, kw_only=True):
 
 
 class TurnInterrupted(Event, frozen=True, kw_only=True):
-    """`by`: "operator", an agent's path, "engine"."""
+    """`by`: "operator", an agent's path, "engine", "budget"."""
 
     turn: str
     by: str
     reason: str = ""
     seconds: float = 0.0
+
+
+# --- what it runs on -------------------------------------------------------------------------------------
+
+
+class McpServerChanged(Event, frozen=True, kw_only=True):
+    """How an MCP server is from now on. `agent` None: all agents share it, else it is that agent's own."""
+
+    server: str
+    status: Literal["starting", "ready", "failed", "ended"]
+    detail: str = ""
+    """Why it failed or ended, or what is wrong with what it offers."""
+    tools: int = 0
+    required: bool = False
+    seconds: float | None = None
+    """How long its start-up took; None while it starts."""
+
+
+class BudgetSet(Event, frozen=True, kw_only=True):
+    """What the swarm and each of its agents may spend from now on, all told."""
+
+    budget: Budget
+    by: str
+
+
+class UsageUnknown(Event, frozen=True, kw_only=True):
+    """Tokens that a server may have counted and did not tell: a bound, which a budget takes as spent."""
+
+    tokens: int
+    cost: float | None = None
+    """In US dollars; None: the model has no price."""
+    reason: str = ""
 
 
 # --- the history of an agent -----------------------------------------------------------------------------
@@ -210,13 +243,24 @@ class ToolResult(Event, frozen=True, kw_only=True):
     """Thread id (or what the source said) of the agent this is about."""
 
 
+class Image(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A picture that a call returned; the store holds it under `blob`, the hash of its bytes."""
+
+    blob: str
+    media_type: str
+    size: int
+    """In bytes."""
+
+
 class ToolEnded(Event, frozen=True, kw_only=True):
-    """The call is over; `output` is what the model gets, None meaning the last result event's text."""
+    """The call is over; `output` is what the model gets, None meaning the last result event's text. `images`
+    go to the model after it; the text has a line for each."""
 
     call: str
     status: Literal["ok", "error", "refused", "aborted"] = "ok"
     output: str | None = None
     seconds: float = 0.0
+    images: tuple[Image, ...] = ()
 
 
 class ResponseCompleted(Event, frozen=True, kw_only=True):
@@ -226,8 +270,21 @@ class ResponseCompleted(Event, frozen=True, kw_only=True):
     model: str = ""
     usage: Usage | None = None
     """None when the server said nothing."""
+    cost: float | None = None
+    """In US dollars, by the prices of the settings; None: unknown."""
     seconds: float = 0.0
     attempts: int = 1
+
+
+class HistoryCompacted(Event, frozen=True, kw_only=True):
+    """What came before is replaced, for the model, by its newest user messages, `summary` and `team`."""
+
+    summary: str
+    team: str = ""
+    """The agents and jobs that this agent must not forget, as lines."""
+    tokens: int | None = None
+    """How many the last request had; None: unknown."""
+    reason: Literal["window", "error", "operator"] = "window"
 
 
 class ModelRetry(Event, frozen=True, kw_only=True):
@@ -354,6 +411,9 @@ AnyEvent = (
     | TurnCompleted
     | TurnFailed
     | TurnInterrupted
+    | McpServerChanged
+    | BudgetSet
+    | UsageUnknown
     | UserMessage
     | AgentMessage
     | AssistantMessage
@@ -363,6 +423,7 @@ AnyEvent = (
     | ToolResult
     | ToolEnded
     | ResponseCompleted
+    | HistoryCompacted
     | ModelRetry
     | MailQueued
     | ApprovalRequested
@@ -386,6 +447,7 @@ TRANSCRIPT: tuple[type[Event], ...] = (
     ToolResult,
     ToolEnded,
     ModelRetry,
+    HistoryCompacted,
     TurnFailed,
     TurnInterrupted,
 )

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from core.domain.events import EPOCH
-from core.domain.status import SETTLED, Status, Usage, Wait
+from core.domain.status import SETTLED, Budget, Spending, Status, Usage, Wait
 
 
 class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -45,6 +45,9 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Queued, not delivered."""
     retries: int = 0
     tokens: Usage | None = None
+    turn_tokens: Usage | None = None
+    """Of its running or last turn."""
+    spending: Spending = Spending()
     started_at: datetime = EPOCH
     last_at: datetime = EPOCH
     call: str | None = None
@@ -57,6 +60,11 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def live(self) -> bool:
         """Running, or about to: what an operator counts as live."""
         return self.status in ("pending_init", "running")
+
+    @property
+    def start_failed(self) -> bool:
+        """Whether its start-up failed: it has no turns before it is resumed."""
+        return self.status == "errored" and self.turns == 0
 
 
 class OpenCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -89,6 +97,19 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cwd: str
     reason: str
     at: datetime
+
+
+class McpServerState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An MCP server of the swarm, or of one agent."""
+
+    server: str
+    thread: str | None = None
+    """Whose own it is; None: all agents share it."""
+    status: str = "starting"
+    detail: str = ""
+    tools: int = 0
+    required: bool = False
+    seconds: float | None = None
 
 
 JobStatus = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
@@ -142,6 +163,10 @@ class SwarmState(msgspec.Struct, kw_only=True):
     last_at: datetime = EPOCH
     root: str | None = None
     tokens: Usage | None = None
+    spending: Spending = Spending()
+    budget: Budget = Budget()
+    servers: dict[str, McpServerState] = {}
+    """MCP servers by `server_key`; those of one agent are gone with it."""
     agents: dict[str, AgentState] = {}
     approvals: dict[str, Approval] = {}
     calls: dict[str, OpenCall] = {}
@@ -154,6 +179,7 @@ class SwarmState(msgspec.Struct, kw_only=True):
         """An independent state that shares the frozen entries."""
         return msgspec.structs.replace(
             self,
+            servers=dict(self.servers),
             agents=dict(self.agents),
             approvals=dict(self.approvals),
             calls=dict(self.calls),
@@ -189,6 +215,16 @@ class SwarmState(msgspec.Struct, kw_only=True):
         line = sorted((wait.line, thread) for wait, thread in waits if wait and wait.reason == "slot")
         return {thread: place for place, (_, thread) in enumerate(line, 1)}
 
+    def subtrees(self) -> dict[str, tuple[Usage | None, Spending]]:
+        """What each agent and all below it used and cost, by thread."""
+        sums = {agent.thread: (agent.tokens, agent.spending) for agent in self.agents.values()}
+        # In spawn order parents come first: from the end, each sum is whole before it is passed on.
+        for agent in reversed(self.agents.values()):
+            if agent.parent in sums:
+                (above, spent), (tokens, spending) = sums[agent.parent], sums[agent.thread]
+                sums[agent.parent] = (_sum(above, tokens), spent + spending)
+        return sums
+
     def children(self, thread: str) -> list[AgentState]:
         return [a for a in self.agents.values() if a.parent == thread]
 
@@ -213,13 +249,22 @@ class SwarmState(msgspec.Struct, kw_only=True):
         agent = self.agents.get(mail.thread)
         if not mail.trigger or agent is None or agent.status == "shutdown":
             return False
-        if agent.status == "errored" and agent.turns == 0:
+        if agent.start_failed:
             return False
         return agent.status != "interrupted" or mail.seq > agent.outcome_seq
 
 
 def call_key(thread: str, call: str) -> str:
     return f"{thread}:{call}"
+
+
+def server_key(server: str, thread: str | None) -> str:
+    return server if thread is None else f"{thread}:{server}"
+
+
+def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
+    """Unknown, only if both are."""
+    return one + other if one is not None and other is not None else one if one is not None else other
 
 
 class Changes(msgspec.Struct, kw_only=True):

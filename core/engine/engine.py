@@ -12,86 +12,33 @@ from typing import Any
 
 import msgspec
 
-from core.agents.agent import AgentSpec
-from core.agents.approvals import AlreadyDecided, UnknownApproval
 from core.agents.bounds import check_message
 from core.agents.config import SwarmConfig
-from core.agents.errors import Refused
-from core.agents.registry import UnknownAgent
 from core.agents.swarm import Swarm
-from core.agents.tools import control_tools
 from core.clock import Clock, SystemClock
 from core.config import Settings
 from core.domain import commands as c
 from core.domain import events as e
 from core.domain.ids import uuid7
-from core.domain.limits import LimitError
-from core.domain.paths import PathError, depth
 from core.domain.state import SwarmState
+from core.engine.errors import CODES, CommandError, EngineError
+from core.engine.hosting import Hosted, Hosting
 from core.engine.models import ModelPool
 from core.engine.pages import agents_page
 from core.engine.resume import take_over, threads_of, unattended_of
-from core.engine.setup import SetupError, environment_of, settings_of, swarm_config
-from core.engine.workers import JobWorkers
-from core.jobs.errors import JobInputError
-from core.jobs.service import JobRequest, JobService, check_request
-from core.jobs.tools import SpawnAgentsOnCsv
+from core.engine.setup import settings_of, swarm_config
+from core.engine.steer import steer
+from core.jobs.service import JobRequest, check_request
 from core.models.types import ModelError
 from core.safety.redact import Redactor
 from core.safety.text import clean_line, shorten
 from core.scripted.scenario import ScenarioError, load_scenario
-from core.store.errors import NotFound, Owned, StoreError
+from core.store.errors import NotFound, StoreError
 from core.store.store import Store
-from core.tools.base import Tool
-from core.tools.sandbox import Sandbox, find_program, secrets_below
-from core.tools.shell import ExecCommand, ShellPolicy
 
 log = logging.getLogger("watchroom.engine")
 TITLE_CHARS = 60
 AUTHOR_CHARS = 60
-
-
-class EngineError(Exception):
-    """The engine cannot start, cannot go on, or cannot answer; one sentence."""
-
-
-class CommandError(Exception):
-    """A command that cannot be carried out; becomes the reply's error and code."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-_CODES: dict[type[Exception], str] = {
-    UnknownAgent: "not_found",
-    UnknownApproval: "not_found",
-    NotFound: "not_found",
-    Owned: "owned",
-    AlreadyDecided: "decided",
-    PathError: "usage",
-    JobInputError: "usage",
-    SetupError: "usage",
-    ScenarioError: "usage",
-    LimitError: "limit",
-    Refused: "refused",
-    ModelError: "error",
-    StoreError: "error",
-}
-
-
-class Hosted(msgspec.Struct, kw_only=True):
-    """A swarm that this engine runs."""
-
-    swarm: Swarm
-    jobs: JobService
-    settings: Settings
-    policy: ShellPolicy
-    touched: float
-    """When something happened to it last, on the engine's clock."""
-    over: asyncio.Event
-    """Set when this engine serves it no more."""
-    served: asyncio.Task[None] | None = None
 
 
 class Engine:
@@ -120,16 +67,12 @@ class Engine:
         """Set whenever `busy()` may have changed; whoever waits clears it."""
         self.stop_asked = asyncio.Event()
         """Somebody asked for the end of this engine."""
-        self._models = models
-        self._redactor = redactor
-        self._hidden = tuple(hidden)
+        self._hosting = Hosting(settings, store, models, redactor, clock, hidden)
         self._hosted: dict[str, Hosted] = {}
         self._opening: set[str] = set()
         """Swarms on their way: being resumed."""
         self._moving = asyncio.Lock()
         """Held while a swarm of the store comes or goes."""
-        self._sandboxes: dict[str | None, tuple[Sandbox | None, str]] = {}
-        """By program; None: what is said where there is none."""
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
         self._serving_tasks: set[asyncio.Task[None]] = set()
@@ -194,8 +137,8 @@ class Engine:
             return c.Reply(value=await self._dispatch(command))
         except CommandError as error:
             return c.Reply(ok=False, error=str(error), code=error.code)
-        except tuple(_CODES) as error:
-            code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+        except tuple(CODES) as error:
+            code = next(code for kind, code in CODES.items() if isinstance(error, kind))
             return c.Reply(ok=False, error=clean_line(str(error)), code=code)
 
     async def _dispatch(self, command: c.AnyCommand) -> dict[str, Any]:
@@ -213,43 +156,7 @@ class Engine:
             case c.ListSwarms():
                 return {"swarms": [_listed(hosted.swarm.state) for hosted in reversed(self._hosted.values())]}
             case _:
-                return await self._steer(command, self._swarm(command.swarm))
-
-    async def _steer(
-        self, command: c.SendInput | c.Interrupt | c.Close | c.ResumeAgent | c.Decide, swarm: Swarm
-    ) -> dict[str, Any]:
-        """What is done to one agent of a swarm."""
-        by = command.author
-        match command:
-            case c.SendInput():
-                if not command.text.strip():
-                    raise CommandError("there is nothing to send", "usage")
-                check_message(command.text)
-                if command.dry_run:
-                    swarm.check_input(command.thread)
-                else:
-                    await swarm.send_input(command.thread, command.text, by)
-                return {"changed": not command.dry_run}
-            case c.Interrupt():
-                if command.dry_run:
-                    return {"stopped": swarm.would_stop(command.thread, command.cascade), "changed": False}
-                stopped = await swarm.interrupt(command.thread, by=by, cascade=command.cascade)
-                return {"stopped": stopped, "changed": bool(stopped)}
-            case c.Close():
-                if swarm.is_closed(command.thread):
-                    return {"closed": [], "changed": False}
-                if command.dry_run:
-                    return {"closed": swarm.would_close(command.thread), "changed": False}
-                return {"closed": await swarm.close(command.thread, by=by), "changed": True}
-            case c.ResumeAgent():
-                if command.dry_run:
-                    would = [known.thread for known in swarm.comeback.would_resume(command.thread)]
-                    return {"resumed": would, "changed": False}
-                resumed = await swarm.comeback.resume(command.thread, by=by)
-                return {"resumed": resumed, "changed": bool(resumed)}
-            case c.Decide():
-                await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
-                return {"changed": True}
+                return await steer(command, self._swarm(command.swarm))
 
     def _swarm(self, swarm: str) -> Swarm:
         found = self._hosted.get(swarm)
@@ -264,7 +171,7 @@ class Engine:
         settings = settings_of(command.setup, self.settings)
         config = swarm_config(settings, command.cwd, command.unattended)
         hosted = await self._new_swarm(command, settings, config, title, command.source)
-        root = await hosted.swarm.start_root(command.task, title, by=command.author)
+        root = await hosted.swarm.births.start_root(command.task, title, by=command.author)
         return {"swarm": hosted.swarm.id, "thread": root.thread}
 
     async def _run_job(self, command: c.RunJob) -> dict[str, Any]:
@@ -276,7 +183,7 @@ class Engine:
         request = msgspec.structs.replace(request, cwd=config.cwd)
         checked = await check_request(request, settings.jobs, wanted)
         hosted = await self._new_swarm(command, settings, config, f"job {checked.name}", "job")
-        root = await hosted.swarm.start_root(None, f"job {checked.name}")
+        root = await hosted.swarm.births.start_root(None, f"job {checked.name}")
         job = await hosted.jobs.launch(root.thread, checked)
         return {"swarm": hosted.swarm.id, "thread": root.thread, "job": job}
 
@@ -319,7 +226,7 @@ class Engine:
             await self._serving(hosted, held.pop_all(), begin.go_on)
         if hosted.swarm.state.root is None:
             # Its first owner died between its first event and its root.
-            await hosted.swarm.start_root(None, found.title)
+            await hosted.swarm.births.start_root(None, found.title)
         return hosted
 
     # --- swarms ------------------------------------------------------------------------------------------
@@ -372,57 +279,24 @@ class Engine:
     async def _host(
         self,
         held: AsyncExitStack,
-        swarm_id: str,
+        swarm: str,
         setup: c.Setup | None,
         settings: Settings,
         config: SwarmConfig,
     ) -> Hosted:
-        """Everything that a swarm needs, put together; nothing runs or is recorded yet. `held`: closed after
-        the swarm."""
         assert self._group is not None, "an engine runs before it starts swarms"
         self._refuse_when_stopping()
-        if setup is not None:
-            self._redactor.learn(setup.secrets)
-        model = await held.enter_async_context(self._models.client(settings))
-        sandbox = await self._find_sandbox(config)
-        self._refuse_when_stopping()
-        config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
-        swarm = Swarm(
-            swarm=swarm_id,
-            store=self.store,
-            model=model,
-            config=config,
-            clock=self.clock,
-            tools=lambda spec: self._tools(swarm_id, spec),
-            publish=lambda delta: self.on_delta(swarm_id, delta),
-        )
-        jobs = JobService(
-            swarm=swarm_id,
-            store=self.store,
-            workers=JobWorkers(swarm),
-            clock=self.clock,
-            settings=settings.jobs,
-            slots=swarm.slots.capacity,
+        hosted = await self._hosting.host(
+            held,
+            swarm,
+            setup,
+            settings,
+            config,
             group=self._group,
+            publish=lambda delta: self.on_delta(swarm, delta),
         )
-        environment = environment_of(setup)
-        policy = ShellPolicy(
-            approval_policy=settings.approval_policy,
-            mode=settings.sandbox,
-            sandbox=sandbox,
-            workspace=config.cwd,
-            # The starter's HOME need not be that of whoever started the engine.
-            hidden=(self.settings.home, *self._hidden, *secrets_below(environment.get("HOME", ""))),
-            environment=environment,
-        )
-        return Hosted(
-            swarm=swarm,
-            jobs=jobs,
-            settings=settings,
-            policy=policy,
-            touched=self.clock.monotonic(),
-            over=asyncio.Event(),
-        )
+        self._refuse_when_stopping()
+        return hosted
 
     def _refuse_when_stopping(self) -> None:
         if self._stopping or self.stop_asked.is_set():
@@ -444,18 +318,6 @@ class Engine:
         await ready.wait()
         if task.done() and (task.cancelled() or task.exception() is not None):
             raise CommandError("the engine ends before the swarm could begin", "closed")
-
-    async def _find_sandbox(self, config: SwarmConfig) -> Sandbox | None:
-        """The sandbox for this swarm, or None where there is none or it is turned off. Each program is tried
-        out once, and none that lies in the swarm's own workspace is used, whoever else uses it."""
-        if config.sandbox == "off":
-            return None
-        program = find_program("bwrap", config.cwd)
-        if program not in self._sandboxes:
-            found, why = self._sandboxes[program] = await Sandbox.detect(config.cwd, self.clock)
-            if found is None:
-                log.warning("no sandbox: %s", why)
-        return self._sandboxes[program][0]
 
     async def _watch_store(self) -> None:
         """A store that cannot be written is fatal (decision 13)."""
@@ -505,19 +367,6 @@ class Engine:
         hosted.over.set()
         await asyncio.wait({hosted.served})
         await self.store.release(swarm)
-
-    def _tools(self, id_: str, spec: AgentSpec) -> list[Tool]:
-        """What an agent may use: workers no agents and no jobs, everybody else all (decision 30)."""
-        hosted = self._hosted[id_]
-        tools: list[Tool] = [ExecCommand(hosted.policy)]
-        if spec.kind == "worker":
-            return tools
-        config = hosted.swarm.config
-        if config.subagents:
-            tools += control_tools(hosted.swarm)
-        if hosted.settings.jobs.enabled and depth(spec.path) < config.limits.max_depth:
-            tools.append(SpawnAgentsOnCsv(hosted.jobs))
-        return tools
 
     # --- what faces read ---------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ class JobWorkers:
 
     def check_role(self, role: str | None) -> None:
         try:
-            self._swarm.role(role)
+            self._swarm.births.role(role)
         except Refused as error:
             raise JobInputError(str(error)) from None
 
@@ -45,7 +45,7 @@ class JobWorkers:
         role: str | None,
     ) -> Outcome:
         try:
-            state = await self._swarm.run_worker(
+            state = await self._swarm.births.run_worker(
                 owner=owner,
                 thread=thread,
                 name=name,

@@ -14,7 +14,7 @@ from core.store.connection import Row
 from core.store.errors import StoreError
 
 T = TypeVar("T", bound=msgspec.Struct)
-_JSON = frozenset({"tokens", "wait", "argv"})
+_JSON = frozenset({"tokens", "turn_tokens", "spending", "budget", "servers", "wait", "argv"})
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 """What SQLite takes as it is: most cells of most rows."""
 

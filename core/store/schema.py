@@ -15,7 +15,8 @@ _FIRST = [
         swarm TEXT PRIMARY KEY, seq INTEGER NOT NULL, title TEXT NOT NULL, cwd TEXT NOT NULL,
         model TEXT NOT NULL, server TEXT NOT NULL, source TEXT NOT NULL, approval_policy TEXT NOT NULL,
         sandbox TEXT NOT NULL, sandboxed INTEGER NOT NULL, unattended TEXT NOT NULL, slots INTEGER NOT NULL,
-        started_at TEXT NOT NULL, last_at TEXT NOT NULL, root TEXT, tokens TEXT) WITHOUT ROWID""",
+        started_at TEXT NOT NULL, last_at TEXT NOT NULL, root TEXT, tokens TEXT, spending TEXT NOT NULL,
+        budget TEXT NOT NULL, servers TEXT NOT NULL) WITHOUT ROWID""",
     "CREATE INDEX swarms_started ON swarms (started_at)",
     # The journal. `shown`: a transcript shows it (core.domain.events.TRANSCRIPT).
     """CREATE TABLE events (
@@ -31,7 +32,8 @@ _FIRST = [
         status_message TEXT NOT NULL, wait TEXT, turn TEXT, turns INTEGER NOT NULL,
         outcome_seq INTEGER NOT NULL, calls INTEGER NOT NULL, failed_calls INTEGER NOT NULL,
         activity TEXT NOT NULL, asks INTEGER NOT NULL, mail INTEGER NOT NULL, retries INTEGER NOT NULL,
-        tokens TEXT, started_at TEXT NOT NULL, last_at TEXT NOT NULL, call TEXT, job TEXT, item TEXT,
+        tokens TEXT, turn_tokens TEXT, spending TEXT NOT NULL,
+        started_at TEXT NOT NULL, last_at TEXT NOT NULL, call TEXT, job TEXT, item TEXT,
         closed_with TEXT, PRIMARY KEY (thread, swarm)) WITHOUT ROWID""",
     'CREATE INDEX agents_swarm ON agents (swarm, "order")',
     "CREATE INDEX agents_job ON agents (job) WHERE job IS NOT NULL",
@@ -59,6 +61,8 @@ _FIRST = [
         command TEXT NOT NULL, argv TEXT NOT NULL, cwd TEXT NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL,
         decision TEXT, decided_by TEXT, decided_at TEXT, PRIMARY KEY (swarm, approval))""",
     "CREATE INDEX approvals_open ON approvals (swarm, at) WHERE decision IS NULL",
+    # Pictures that calls returned, by the SHA-256 of their bytes; events name them.
+    "CREATE TABLE blobs (blob TEXT PRIMARY KEY, media_type TEXT NOT NULL, data BLOB NOT NULL) WITHOUT ROWID",
     # The counters are kept by the transaction that moves a row. Below `last_error` is what only the job's own
     # room needs; it is filled when the job is made through it.
     """CREATE TABLE agent_jobs (

@@ -56,8 +56,9 @@ def _clean(value: object) -> object:
         return clean(value)
     if isinstance(value, msgspec.Struct):
         return clean_struct(value)
-    if isinstance(value, tuple) and any(isinstance(v, str) and not is_clean(v) for v in value):
-        return tuple(clean(v) if isinstance(v, str) else v for v in value)
+    if isinstance(value, tuple):
+        cleaned = tuple(_clean(part) for part in value)
+        return cleaned if any(a is not b for a, b in zip(value, cleaned, strict=True)) else value
     return value
 
 

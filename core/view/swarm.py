@@ -166,7 +166,7 @@ class SwarmView:
 
     def _snapshot(self, item: Snapshot) -> None:
         state = item.state.copy()
-        for table in (state.agents, state.approvals, state.calls, state.mail, state.jobs):
+        for table in (state.servers, state.agents, state.approvals, state.calls, state.mail, state.jobs):
             for key, entry in list(table.items()):
                 table[key] = cast("Any", clean_struct(entry))
         same = self.state.swarm == state.swarm

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import core.engine.engine
+import core.engine.hosting
 import core.engine.models
 from core.agents.swarm import Swarm
 from core.agents.tools import control_tools
@@ -38,7 +38,7 @@ class Stage:
         self.tools = list(tools)
         self._transports: list[ScriptedTransport] = []
         monkeypatch.setattr(core.engine.models, "ScriptedTransport", self._transport)
-        monkeypatch.setattr(core.engine.engine, "control_tools", self._tools)
+        monkeypatch.setattr(core.engine.hosting, "control_tools", self._tools)
 
     def _transport(self, played: Scenario, clock: Clock) -> ScriptedTransport:
         self._transports.append(ScriptedTransport(played, clock, keep=1000))

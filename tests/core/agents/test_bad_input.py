@@ -155,7 +155,7 @@ async def test_a_message_of_10_mb_is_refused_whoever_sends_it(tmp_path: Path) ->
         ]
     }
     async with world(tmp_path, answers) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "completed"))
         ended = [event for event in w.events if isinstance(event, e.ToolEnded)]
         assert [event.status for event in ended] == ["ok", "error", "error", "error"]
@@ -209,7 +209,7 @@ def turns(w: World, path: str) -> int:
 
 async def test_agents_that_wake_each_other_for_ever_are_stopped(tmp_path: Path) -> None:
     async with world(tmp_path, CIRCLE, limits=Limits(max_turns=5)) as w:
-        root = await w.swarm.start_root("go")
+        root = await w.swarm.births.start_root("go")
         await w.until(lambda: w.state.quiet())
         asked = len(w.model.requests)
         for path in ("/root/a", "/root/b"):
@@ -230,7 +230,7 @@ async def test_agents_that_wake_each_other_for_ever_are_stopped(tmp_path: Path) 
 async def test_turns_that_the_operator_began_are_not_counted(tmp_path: Path) -> None:
     answers: dict[str, list[Answer | None]] = {"/root": ["yes"] * 12}
     async with world(tmp_path, answers, limits=Limits(max_turns=2)) as w:
-        root = await w.swarm.start_root("go")
+        root = await w.swarm.births.start_root("go")
         for number in range(1, 11):
             await w.until(lambda n=number: w.state.quiet() and turns(w, "/root") == n)  # type: ignore[misc]
             await w.swarm.send_input(root.thread, "again", by="operator")
@@ -241,8 +241,8 @@ async def test_turns_that_the_operator_began_are_not_counted(tmp_path: Path) -> 
 async def test_as_many_turns_as_allowed_are_no_circle(tmp_path: Path) -> None:
     answers: dict[str, list[Answer | None]] = {"/root": ["ok"] * 20, "/root/a": ["done"] * 20}
     async with world(tmp_path, answers, limits=Limits(max_turns=4, wake_parent=False)) as w:
-        root = await w.swarm.start_root(None)
-        kid = await w.swarm.spawn(root, name="a", message="x")
+        root = await w.swarm.births.start_root(None)
+        kid = await w.swarm.births.spawn(root, name="a", message="x")
         for number in range(1, 6):
             await w.until(lambda n=number: w.at("/root/a").turn is None and turns(w, "/root/a") == n)  # type: ignore[misc]
             assert w.at("/root/a").status == ("completed" if number <= 4 else "errored")

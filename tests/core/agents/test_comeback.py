@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import core.engine.engine
+import core.engine.hosting
 from core.agents.swarm import Swarm
 from core.domain import events as e
 from core.domain.apply import apply
@@ -293,7 +293,7 @@ async def test_a_resume_that_cannot_be_recorded_leaves_nothing(
 ) -> None:
     swarms: list[Swarm] = []
     control = stage._tools
-    monkeypatch.setattr(core.engine.engine, "control_tools", lambda of: swarms.append(of) or control(of))
+    monkeypatch.setattr(core.engine.hosting, "control_tools", lambda of: swarms.append(of) or control(of))
     agents = {"/root": [step(spawn("a")), step(wait("a")), step(close("a"))], "/root/a": []}
     async with stage.play(agents, limits={"slots": "spawned", "max_threads": 2}) as watched:
         await watched.quiet()

@@ -236,7 +236,7 @@ class Machine:
             expected = LimitError
         found: type[Exception] | None = None
         try:
-            child = await self.swarm.spawn(parent, name=name, message=f"first of {len(self.born)}")
+            child = await self.swarm.births.spawn(parent, name=name, message=f"first of {len(self.born)}")
             self.born[child.thread] = child.path
         except IN_VAIN as error:
             found = type(error)

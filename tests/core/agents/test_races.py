@@ -228,14 +228,14 @@ async def test_nothing_is_spawned_below_an_agent_that_is_being_closed(tmp_path: 
         "/root/p/a": [[call("stubborn")]],
     }
     async with world(tmp_path, answers, [stubborn]) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await stubborn.entered.wait()
         await w.until(lambda: w.is_("/root/p", "running"))
         parent = w.swarm.agents[w.at("/root/p").thread]
         closing = asyncio.create_task(w.swarm.close(parent.thread, by="operator"))
         await w.until(lambda: not w.is_("/root/p", "running"))
         with pytest.raises(Refused, match="/root/p is being closed"):
-            await w.swarm.spawn(parent, name="late2", message="x")
+            await w.swarm.births.spawn(parent, name="late2", message="x")
         with pytest.raises(Refused, match="is being closed"):
             await w.swarm.send_input(parent.thread, "hello?", by="operator")
         stubborn.open.set()
@@ -249,10 +249,10 @@ async def test_nothing_is_spawned_below_an_agent_that_is_being_closed(tmp_path: 
 
 async def test_a_spawn_that_is_on_its_way_to_the_disk_is_closed_with_its_parent(tmp_path: Path) -> None:
     async with world(tmp_path, {"/root": [[spawn("p")]], "/root/p": [[spawn("a")]]}) as w:
-        root = await w.swarm.start_root(None)
-        parent = await w.swarm.spawn(root, name="q", message="x")
+        root = await w.swarm.births.start_root(None)
+        parent = await w.swarm.births.spawn(root, name="q", message="x")
         async with w.hold():
-            spawning = asyncio.create_task(w.swarm.spawn(parent, name="a", message="x"))
+            spawning = asyncio.create_task(w.swarm.births.spawn(parent, name="a", message="x"))
             await settle()
             closing = asyncio.create_task(w.swarm.close(parent.thread, by="operator"))
             await settle()
@@ -266,8 +266,8 @@ async def test_a_spawn_that_is_on_its_way_to_the_disk_is_closed_with_its_parent(
 async def test_a_close_whose_caller_is_stopped_still_frees_path_and_place(tmp_path: Path) -> None:
     stubborn = Stubborn()
     async with world(tmp_path, {"/root/a": [[call("stubborn")]]}, [stubborn]) as w:
-        root = await w.swarm.start_root(None)
-        child = await w.swarm.spawn(root, name="a", message="x")
+        root = await w.swarm.births.start_root(None)
+        child = await w.swarm.births.spawn(root, name="a", message="x")
         await stubborn.entered.wait()
         closing = asyncio.create_task(w.swarm.close(child.thread, by="operator"))
         await settle()
@@ -276,17 +276,17 @@ async def test_a_close_whose_caller_is_stopped_still_frees_path_and_place(tmp_pa
         stubborn.open.set()
         await w.until(lambda: w.is_("/root/a", "shutdown"))
         assert len(w.swarm.registry) == 1
-        assert (await w.swarm.spawn(root, name="a", message="again")).path == "/root/a"
+        assert (await w.swarm.births.spawn(root, name="a", message="again")).path == "/root/a"
 
 
 async def test_two_closes_at_once_leave_a_new_agent_of_the_same_path_alone(tmp_path: Path) -> None:
     stubborn = Stubborn()
     answers: dict[str, list[Answer | None]] = {"/root/p/b": [[call("stubborn")]]}
     async with world(tmp_path, answers, [stubborn]) as w:
-        root = await w.swarm.start_root(None)
-        parent = await w.swarm.spawn(root, name="p", message="x")
-        first = await w.swarm.spawn(root, name="a", message="x")
-        await w.swarm.spawn(parent, name="b", message="x")
+        root = await w.swarm.births.start_root(None)
+        parent = await w.swarm.births.spawn(root, name="p", message="x")
+        first = await w.swarm.births.spawn(root, name="a", message="x")
+        await w.swarm.births.spawn(parent, name="b", message="x")
         await stubborn.entered.wait()
         one = asyncio.create_task(w.swarm.close(root.thread, by="operator"))
         two = asyncio.create_task(w.swarm.close(first.thread, by="operator"))
@@ -305,7 +305,7 @@ async def test_two_agents_that_close_each_other_both_end(tmp_path: Path) -> None
         "/root/b": [[call("close_agent", target="/root/a")]],
     }
     async with world(tmp_path, answers) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root/a", "shutdown") or w.is_("/root/b", "shutdown"))
         await w.until(lambda: w.is_("/root", "completed"))
         assert w.swarm.slots.used == sum(a.slot.held for a in w.swarm.agents.values())
@@ -316,9 +316,9 @@ async def test_two_agents_that_close_each_other_both_end(tmp_path: Path) -> None
 
 async def test_an_interrupt_reaches_an_agent_that_is_just_being_born(tmp_path: Path) -> None:
     async with world(tmp_path, {"/root/a": ["never asked"]}) as w:
-        root = await w.swarm.start_root(None)
+        root = await w.swarm.births.start_root(None)
         async with w.hold():
-            spawning = asyncio.create_task(w.swarm.spawn(root, name="a", message="x"))
+            spawning = asyncio.create_task(w.swarm.births.spawn(root, name="a", message="x"))
             await settle()
             stopping = asyncio.create_task(w.swarm.interrupt(root.thread, by="operator", cascade=True))
             await settle()
@@ -334,7 +334,7 @@ async def test_an_interrupt_reaches_an_agent_that_is_just_being_born(tmp_path: P
 async def test_an_interrupt_while_a_turn_is_being_recorded_stops_the_one_that_follows(tmp_path: Path) -> None:
     async with world(tmp_path, {"/root": ["first", "second"]}) as w:
         w.model.speak.clear()
-        root = await w.swarm.start_root("go")
+        root = await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "running"))
         async with w.hold():
             more = asyncio.create_task(w.swarm.append([mail_for(root.thread)]))
@@ -354,10 +354,10 @@ def mail_for(thread: str) -> e.MailQueued:
 
 async def test_an_interrupt_of_an_agent_in_line_for_a_slot_is_an_interrupt(tmp_path: Path) -> None:
     async with world(tmp_path, {}, limits=Limits(max_threads=2)) as w:
-        root = await w.swarm.start_root(None)
-        first = await w.swarm.spawn(root, name="a", message="x")
+        root = await w.swarm.births.start_root(None)
+        first = await w.swarm.births.spawn(root, name="a", message="x")
         await w.until(lambda: w.is_("/root/a", "running"))
-        second = await w.swarm.spawn(root, name="b", message="x")
+        second = await w.swarm.births.spawn(root, name="b", message="x")
         await w.until(lambda: (got := w.at("/root/b").wait) is not None and got.reason == "slot")
         stopped = await asyncio.gather(
             w.swarm.interrupt(first.thread, by="operator"), w.swarm.interrupt(second.thread, by="operator")
@@ -378,7 +378,7 @@ async def test_an_ending_swarm_starts_no_turn_that_nobody_would_record(tmp_path:
         "/root/a": [[call("stubborn")]],
     }
     async with world(tmp_path, answers, [gate]) as w:
-        root = await w.swarm.start_root("go")
+        root = await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "completed"))
         await gate.entered.wait()
 
@@ -405,7 +405,7 @@ async def test_a_wait_beside_the_spawn_in_one_response_waits(tmp_path: Path) -> 
         "/root/a": ["the answer"],
     }
     async with world(tmp_path, answers) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "completed"))
         outputs = [i["output"] for i in w.model.requests[-1][1] if i["type"] == "function_call_output"]
     assert {"status": {"a": {"completed": "the answer"}}, "timed_out": False} in map(json.loads, outputs)
@@ -415,8 +415,8 @@ async def test_a_slot_is_not_lent_while_a_call_beside_the_blocked_one_runs(tmp_p
     gate = Gate()
     answers: dict[str, list[Answer | None]] = {"/root/a": [[wait("/root"), call("gate")]]}
     async with world(tmp_path, answers, [gate]) as w:
-        root = await w.swarm.start_root(None)
-        agent = await w.swarm.spawn(root, name="a", message="x")
+        root = await w.swarm.births.start_root(None)
+        agent = await w.swarm.births.spawn(root, name="a", message="x")
         await w.until(lambda: (got := w.at("/root/a").wait) is not None and got.reason == "agents")
         await gate.entered.wait()
         assert agent.slot.held
@@ -429,7 +429,7 @@ async def test_a_slot_is_not_lent_while_a_call_beside_the_blocked_one_runs(tmp_p
 async def test_an_agent_whose_wait_timed_out_waits_no_longer(tmp_path: Path) -> None:
     answers: dict[str, list[Answer | None]] = {"/root": [[spawn("a")], [wait("a", ms=5)], None]}
     async with world(tmp_path, answers) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: sum(p == "/root" for p, _ in w.model.requests) == 3)
         assert any(isinstance(ev, e.AgentWaits) and ev.wait is not None for ev in w.events)
         assert w.at("/root").status == "running"
@@ -439,7 +439,7 @@ async def test_an_agent_whose_wait_timed_out_waits_no_longer(tmp_path: Path) -> 
 async def test_a_call_id_with_control_characters_is_clean_from_the_start(tmp_path: Path) -> None:
     dirty = {**call("list_agents"), "id": "c\x1b[31m1\n\u202e"}
     async with world(tmp_path, {"/root": [[dirty, dirty], "over"]}) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "completed"))
     assert [ev.call for ev in w.events if isinstance(ev, e.ToolCalled)] == ["c1", "c1-2"]
     pairs = [i["call_id"] for i in w.model.requests[-1][1] if "call_id" in i]
@@ -452,7 +452,7 @@ async def test_a_call_id_with_control_characters_is_clean_from_the_start(tmp_pat
 async def test_nothing_is_left_of_closed_workers(tmp_path: Path) -> None:
     answers: dict[str, list[Answer | None]] = {f"/root/job_{i}": ["done"] for i in range(30)}
     async with world(tmp_path, answers, limits=Limits(max_threads=3)) as w:
-        root = await w.swarm.start_root(None)
+        root = await w.swarm.births.start_root(None)
         async with asyncio.TaskGroup() as group:
             for i in range(30):
                 group.create_task(worker(w, root.thread, i))
@@ -462,7 +462,7 @@ async def test_nothing_is_left_of_closed_workers(tmp_path: Path) -> None:
 
 
 async def worker(w: World, owner: str, number: int) -> AgentState:
-    return await w.swarm.run_worker(
+    return await w.swarm.births.run_worker(
         owner=owner,
         thread=f"w{number}",
         name=f"job_{number}",
@@ -476,7 +476,7 @@ async def worker(w: World, owner: str, number: int) -> AgentState:
 
 async def test_a_worker_whose_job_is_cancelled_at_birth_is_closed(tmp_path: Path) -> None:
     async with world(tmp_path, {}) as w:
-        root = await w.swarm.start_root(None)
+        root = await w.swarm.births.start_root(None)
         async with w.hold():
             task = asyncio.create_task(worker(w, root.thread, 1))
             await settle()
@@ -523,7 +523,7 @@ async def test_after_a_storm_everything_adds_up(tmp_path: Path, seed: int) -> No
     limits = Limits(max_threads=luck.choice([2, 3, 17]), min_wait_ms=1, max_depth=3)
     async with world(tmp_path, storm_answers(luck), limits=limits) as w:
         swarm = w.swarm
-        root = await swarm.start_root("go")
+        root = await swarm.births.start_root("go")
         commands: list[asyncio.Task[Any]] = []
         for _ in range(40):
             await settle(luck.randrange(1, 60))

@@ -430,7 +430,7 @@ async def test_call_ids_that_the_server_uses_again_are_made_unique(tmp_path: Pat
     again = {**call("list_agents"), "id": "c"}
     nameless = {**call("list_agents"), "id": ""}
     async with world(tmp_path, {"/root": [[again], [again, nameless], [again], "over"]}) as w:
-        await w.swarm.start_root("go")
+        await w.swarm.births.start_root("go")
         await w.until(lambda: w.is_("/root", "completed"))
         assert [ev.call for ev in w.events if isinstance(ev, e.ToolCalled)] == ["c", "c-2", "call", "c-3"]
         sent = w.model.requests[-1][1]

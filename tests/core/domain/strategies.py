@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.domain import events as e
 from core.domain.apply import apply
 from core.domain.state import AgentState, SwarmState
-from core.domain.status import Usage, Wait
+from core.domain.status import Budget, Usage, Wait
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EVENT_TYPES: tuple[type[e.Event], ...] = e.AnyEvent.__args__  # type: ignore[attr-defined]
@@ -36,6 +36,9 @@ _waits = st.builds(
     detail=texts,
     until=st.none() | _times,
 )
+_amounts = st.none() | st.integers(1, 1000)
+_money = st.none() | st.floats(0, 1e6)
+_images = st.builds(e.Image, blob=texts, media_type=texts, size=st.integers(0, 1000))
 # Small pools, so that random events meet each other.
 _POOLS = {
     "agent": st.sampled_from(["t0", "t1", "t2", None]),
@@ -52,6 +55,12 @@ _POOLS = {
     "at": _times,
     "usage": st.none() | _usage,
     "wait": st.none() | _waits,
+    "cost": _money,
+    "images": st.lists(_images, max_size=2).map(tuple),
+    "server": st.sampled_from(["docs", "shop"]),
+    "budget": st.builds(
+        Budget, tokens=_amounts, cost=_money, per_agent_tokens=_amounts, per_agent_cost=_money
+    ),
 }
 
 
@@ -64,6 +73,8 @@ def _field(kind: type[e.Event], field: msgspec.structs.FieldInfo) -> st.SearchSt
         return texts
     if field.type is float:
         return st.floats(0, 1e6)
+    if field.type == float | None:
+        return _money
     if field.type is int:
         return st.integers(0, 20)
     return st.from_type(field.type)
