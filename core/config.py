@@ -32,6 +32,7 @@ SandboxMode = Literal["read-only", "workspace-write", "off"]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 """Up to what the store and every reader of JSON can hold."""
 Money = Annotated[float, Field(gt=0, le=1e9)]
+Price = Annotated[float, Field(ge=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -114,6 +115,17 @@ class BudgetSettings(_Table):
     per_agent_cost: Money | None = None
 
 
+class ModelSettings(_Table):
+    """What a model costs, in US dollars per million tokens, and how much it reads at once."""
+
+    input: Price | None = None
+    cached_input: Price | None = None
+    """None: like the rest of the input."""
+    output: Price | None = None
+    context_window: Count | None = None
+    """In tokens. None: unknown until the server refuses a history for its length."""
+
+
 class McpSettings(_Table):
     command: str | None = None
     args: list[str] = []
@@ -166,6 +178,8 @@ class FileSettings(_Table):
     jobs: JobsSettings = JobsSettings()
     models: ModelsSettings = ModelsSettings()
     budget: BudgetSettings = BudgetSettings()
+    catalog: dict[str, ModelSettings] = {}
+    """By model; `"*"` is for those that have no entry of their own."""
     mcp: dict[str, McpSettings] = {}
     store: StoreSettings = StoreSettings()
     engine: EngineSettings = EngineSettings()
@@ -364,7 +378,7 @@ def _environment_keys() -> dict[str, tuple[list[str], bool]]:
             for key, entry in inner.model_fields.items():
                 text = entry.annotation in (str, str | None)
                 keys[f"WATCHROOM_{name}_{key}".upper()] = ([name, key], text)
-        elif name != "mcp":
+        elif name not in ("mcp", "catalog"):
             keys[f"WATCHROOM_{name}".upper()] = ([name], True)
     return keys
 

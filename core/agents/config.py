@@ -9,6 +9,8 @@ from typing import Literal
 import msgspec
 
 from core.domain.limits import Limits
+from core.domain.status import Budget
+from core.models.prices import ModelEntry, entry_of
 
 
 class Role(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,3 +40,11 @@ class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
     roles: Mapping[str, Role] = {}
     interrupt_message: bool = True
     """Whether the model is told that its turn was interrupted."""
+    catalog: Mapping[str, ModelEntry] = {}
+    """Prices and windows by model; `"*"`: of the others."""
+    budget: Budget = Budget()
+    """What its starter lets it spend."""
+
+    def entry_of(self, model: str) -> ModelEntry:
+        """What is known of `model`; nothing, if the settings do not have it."""
+        return entry_of(self.catalog, model)

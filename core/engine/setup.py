@@ -13,6 +13,8 @@ from pydantic import SecretStr, ValidationError
 from core.agents.config import Role, SwarmConfig
 from core.config import FileSettings, Settings
 from core.domain.commands import Setup
+from core.domain.status import Budget
+from core.models.prices import ModelEntry
 from core.safety.text import clean_line, shorten
 
 
@@ -76,6 +78,8 @@ def swarm_config(
         subagent_effort=agents.default_subagent_reasoning_effort,
         roles=roles,
         interrupt_message=agents.interrupt_message,
+        catalog={name: ModelEntry(**entry.model_dump()) for name, entry in settings.catalog.items()},
+        budget=Budget(**settings.budget.model_dump()),
     )
 
 
