@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from core.agents import images
 from core.clock import Clock
 from core.domain import events as e
 from core.domain.status import Wait
 from core.safety.text import clean_line, head_and_tail, shorten
+from core.store.blobs import Blob
 from core.store.errors import StoreError
 from core.tools.base import MAX_OUTPUT_CHARS, Tool, ToolError, ToolOutput, Verdict, parse_args
 
@@ -126,18 +128,27 @@ class CallRunner:
             # A call that timed out while it was blocked could not say that it goes on.
             self._told = wait
             ended.append(e.AgentWaits(agent=self._agent.thread, wait=wait))
-        text: str | None = head_and_tail(output.text, MAX_OUTPUT_CHARS)
+        said = output.text
+        kept: list[Blob] = []
+        if output.images:
+            kept, problems = await images.keep(output.images)
+            said = "\n".join([said, *problems])
+        text: str | None = head_and_tail(said, MAX_OUTPUT_CHARS)
         if not output.recorded:
             status = "" if output.status == "ok" else output.status
-            ended.append(context.result(source=OUTPUT_SOURCE, text=output.text, status=status))
+            ended.append(context.result(source=OUTPUT_SOURCE, text=said, status=status))
             text = None
-        seconds = round(clock.monotonic() - started, 3)
         ended.append(
             e.ToolEnded(
-                agent=self._agent.thread, call=call.call, status=output.status, output=text, seconds=seconds
+                agent=self._agent.thread,
+                call=call.call,
+                status=output.status,
+                output=text,
+                seconds=round(clock.monotonic() - started, 3),
+                images=images.names_of(kept),
             )
         )
-        await self._agent.swarm.append(ended)
+        await self._agent.swarm.append(ended, blobs=kept)
         return output.end_turn
 
     async def _execute(self, call: e.ToolCalled, context: CallContext) -> ToolOutput:

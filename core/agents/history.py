@@ -13,11 +13,23 @@ from core.domain import events as e
 
 Item = dict[str, Any]
 NAME_CHARS = 64
+MARK = "image_mark"
+"""The type of the part that stands for a picture; no server knows it."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
+def text_part(text: str) -> Item:
+    return {"type": "input_text", "text": text}
+
+
 def user_item(text: str) -> Item:
-    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+    return {"type": "message", "role": "user", "content": [text_part(text)]}
+
+
+def image_mark(image: e.Image) -> Item:
+    """A picture as histories hold it: by its name in the store. `core.agents.images` puts the bytes in its
+    place when a request is sent, so that no history holds megabytes."""
+    return {"type": MARK, "blob": image.blob, "media_type": image.media_type, "size": image.size}
 
 
 def wire_name(name: str) -> str:
@@ -72,7 +84,8 @@ class History:
             case e.ToolEnded():
                 last = self._last_text.pop(event.call, "")
                 output = last if event.output is None else event.output
-                self.items.append({"type": "function_call_output", "call_id": event.call, "output": output})
+                told = [text_part(output), *map(image_mark, event.images)] if event.images else output
+                self.items.append({"type": "function_call_output", "call_id": event.call, "output": told})
             case e.Notice() if not event.hidden:
                 self._append_user(event.text)
             case _:

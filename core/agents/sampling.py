@@ -40,7 +40,7 @@ class Sampler:
         request = ModelRequest(
             model=agent.model,
             instructions=agent.instructions,
-            input=list(items),
+            input=await swarm.images.sendable(items, agent.model),
             tools=tools,
             cache_key=agent.thread,
             reasoning_effort=agent.effort,

@@ -15,6 +15,7 @@ from core.agents.bounds import check_message
 from core.agents.comeback import ComeBack
 from core.agents.config import SwarmConfig
 from core.agents.errors import Refused, SwarmEnding
+from core.agents.images import Images
 from core.agents.registry import Registry, UnknownAgent
 from core.agents.residency import Residency
 from core.agents.slots import SlotPool
@@ -27,6 +28,7 @@ from core.domain.paths import resolve
 from core.domain.state import SwarmState
 from core.domain.status import SETTLED
 from core.models.types import ModelClient
+from core.store.blobs import Blob
 from core.store.store import Store
 from core.tools.base import Tool
 
@@ -58,6 +60,7 @@ class Swarm:
         self.registry = Registry(config.limits)
         self.slots = SlotPool(max(config.limits.max_threads - 1, 0))
         self.residency = Residency(config.limits.max_resident)
+        self.images = Images(store.reader)
         self.approvals = Approvals(self.append, config.unattended)
         self.agents: dict[str, Agent] = {}
         """Live agents by thread id."""
@@ -108,11 +111,12 @@ class Swarm:
     def state(self) -> SwarmState:
         return self.store.state(self.id)
 
-    async def append(self, events: Sequence[e.Event]) -> Sequence[e.AnyEvent]:
-        """Record events of this swarm, atomically; returns when they are durable."""
+    async def append(self, events: Sequence[e.Event], *, blobs: Sequence[Blob] = ()) -> Sequence[e.AnyEvent]:
+        """Record events of this swarm, atomically, with the pictures that they name; returns when they are
+        durable."""
         if not events:
             return []
-        return await self.store.append(self.id, events)
+        return await self.store.append(self.id, events, blobs=blobs)
 
     def on_commit(self, events: Iterable[e.AnyEvent]) -> None:
         """Called for every committed batch, in order, before those who appended it go on."""

@@ -73,3 +73,12 @@ def ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th, 11th, 21st …"""
     suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{suffix}"
+
+
+def size_of(count: int) -> str:
+    """A number of bytes for people: 40 kB, 1.2 MB."""
+    if count < 1_000:
+        return f"{count} B"
+    if count < 999_500:
+        return f"{count / 1_000:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"

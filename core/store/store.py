@@ -11,6 +11,7 @@ from core.clock import Clock
 from core.domain import events as e
 from core.domain.state import SwarmState
 from core.safety.redact import storable
+from core.store.blobs import Blob
 from core.store.connection import connect_writer, prepare_home
 from core.store.errors import NotFound, StoreError
 from core.store.jobs import JobStore
@@ -135,10 +136,13 @@ class Store:
 
     # --- writing -----------------------------------------------------------------------------------------
 
-    async def append(self, swarm: str, events: Sequence[e.Event]) -> list[e.AnyEvent]:
+    async def append(
+        self, swarm: str, events: Sequence[e.Event], *, blobs: Sequence[Blob] = ()
+    ) -> list[e.AnyEvent]:
         """Record events, all or none. Returns them stamped with seq, time and swarm, and without secrets,
-        once they are on disk, folded, and told to `on_commit`. Raises StoreError."""
-        stamped: list[e.AnyEvent] = await self._writer.submit(swarm, None, list(events))
+        once they are on disk, folded, and told to `on_commit`. `blobs`: the pictures that they name, written
+        in the same transaction, so that no event names one that is not there. Raises StoreError."""
+        stamped: list[e.AnyEvent] = await self._writer.submit(swarm, None, list(events), blobs=blobs)
         return stamped
 
     async def transact(self, swarm: str, op: Op[T]) -> T:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from core.clock import Clock
 from core.domain import events as e
 from core.safety.redact import redact_struct
+from core.store.blobs import Blob, kept
 from core.store.connection import Db, Transaction
 from core.store.errors import StoreError, sentence
 from core.store.projection import LiveSwarm, Projection
@@ -40,10 +41,18 @@ BUSY_TRIES = 6
 
 
 class _Request:
-    def __init__(self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event], last: bool) -> None:
+    def __init__(
+        self,
+        swarm: str,
+        op: Op[Any] | None,
+        events: Sequence[e.Event],
+        blobs: Sequence[Blob],
+        last: bool,
+    ) -> None:
         self.swarm = swarm
         self.op = op
         self.events = events
+        self.blobs = blobs
         self.last = last
         """With this the swarm is given up."""
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -91,14 +100,20 @@ class Writer:
         self._task = asyncio.create_task(self._run(), name="store writer")
 
     async def submit(
-        self, swarm: str, op: Op[Any] | None, events: Sequence[e.Event], *, last: bool = False
+        self,
+        swarm: str,
+        op: Op[Any] | None,
+        events: Sequence[e.Event],
+        *,
+        blobs: Sequence[Blob] = (),
+        last: bool = False,
     ) -> Any:
         """Queue one atomic piece of work and wait until it is on disk. Raises StoreError, or what `op`
         raised. A caller that is cancelled after this has queued does not undo it. `last`: the swarm is given
         up with it; what is written later is refused.
         """
         self._check(swarm)
-        request = _Request(swarm, op, events, last)
+        request = _Request(swarm, op, events, blobs, last)
         await self._queue.put(request)
         if self._stopped is not None:
             # It waited for room while the writer ended. Emptying the queue lets the next one in.
@@ -171,6 +186,7 @@ class Writer:
         else:
             self._perform(batch, None)
         projection = Projection()
+        blobs = [blob for request in batch if request.stamped for blob in request.blobs]
         committed: dict[str, tuple[list[e.AnyEvent], list[str]]] = {}
         for request in batch:
             for event, body in request.stamped:
@@ -178,7 +194,7 @@ class Writer:
                 events, bodies = committed.setdefault(request.swarm, ([], []))
                 events.append(event)
                 bodies.append(body)
-        statements = projection.statements()
+        statements = [*kept(blobs), *projection.statements()]
         if begun:
             await self._db.commit(statements, begun=True)
         elif statements:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from core.safety.text import clean, clean_line, head_and_tail, shorten
+from core.safety.text import clean, clean_line, head_and_tail, shorten, size_of
 from core.tools.base import MAX_OUTPUT_CHARS, ToolImage
 
 MAX_BLOCKS = 1_000
@@ -49,7 +49,7 @@ def _block(block: Any, images: list[ToolImage]) -> str:
         case "image":
             return _image(block.data, block.mime_type, images)
         case "audio":
-            return f"[audio {_kind(block.mime_type)} {_size(_bytes_of(block.data))}: not passed on]"
+            return f"[audio {_kind(block.mime_type)} {size_of(_bytes_of(block.data))}: not passed on]"
         case "resource_link":
             named = show(block.title or block.name)
             about = f": {show(block.description)}" if block.description else ""
@@ -67,7 +67,7 @@ def _resource(resource: Any, images: list[ToolImage]) -> str:
     kind = resource.mime_type or ""
     if kind.startswith("image/"):
         return f"{head}\n{_image(resource.blob, kind, images)}"
-    return f"{head}\n[{_kind(kind) or 'bytes'} {_size(_bytes_of(resource.blob))}: not passed on]"
+    return f"{head}\n[{_kind(kind) or 'bytes'} {size_of(_bytes_of(resource.blob))}: not passed on]"
 
 
 def _image(data: str, said: str, images: list[ToolImage]) -> str:
@@ -75,15 +75,15 @@ def _image(data: str, said: str, images: list[ToolImage]) -> str:
     label = f"image {_kind(said)}"
     size = _bytes_of(data)
     if size > MAX_IMAGE_BYTES:
-        return f"[{label} {_size(size)}: too large to pass on, the limit is {_size(MAX_IMAGE_BYTES)}]"
+        return f"[{label} {size_of(size)}: too large to pass on, the limit is {size_of(MAX_IMAGE_BYTES)}]"
     try:
         raw = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         return f"[{label}: not base64, left out]"
     found = _sniff(raw)
     if found is None:
-        return f"[{label} {_size(len(raw))}: no png, jpeg, gif or webp, left out]"
-    label = f"image {_kind(found)} {_size(len(raw))}"
+        return f"[{label} {size_of(len(raw))}: no png, jpeg, gif or webp, left out]"
+    label = f"image {_kind(found)} {size_of(len(raw))}"
     if len(images) >= MAX_IMAGES:
         return f"[{label}: left out, a call passes on at most {MAX_IMAGES}]"
     images.append(ToolImage(media_type=found, data=data))
@@ -106,15 +106,6 @@ def _sniff(raw: bytes) -> ImageType | None:
 def _bytes_of(encoded: str) -> int:
     """How many bytes a base64 text holds, without decoding it."""
     return max(len(encoded) * 3 // 4 - encoded[-2:].count("="), 0)
-
-
-def _size(count: int) -> str:
-    """A size for people: 40 kB, 1.2 MB."""
-    if count < 1_000:
-        return f"{count} B"
-    if count < 999_500:
-        return f"{count / 1_000:.0f} kB"
-    return f"{count / 1_000_000:.1f} MB"
 
 
 def _kind(media_type: str) -> str:
