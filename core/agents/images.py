@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 
 from core.agents.history import MARK, Item, text_part
 from core.domain import events as e
+from core.models.types import ModelError
 from core.safety.text import clean_line, size_of
 from core.store import blobs
-from core.store.errors import StoreError
+from core.store.errors import NotFound, StoreError
 from core.store.readers import Reader
 from core.tools.base import ToolImage
 
@@ -35,11 +36,21 @@ class Images:
         self._cached = 0
         self._blind: set[str] = set()
 
-    def refused(self, model: str) -> bool:
-        """From now on `model` gets no pictures. Whether that is news."""
-        news = model not in self._blind
+    @staticmethod
+    def suspects(error: ModelError) -> bool:
+        """Whether a request may have been refused for its pictures: servers word that in many ways."""
+        return error.kind == "bad_request" or "image" in str(error).lower()
+
+    def withhold(self, model: str) -> bool:
+        """Send `model` no pictures from now on: else an agent that was given one could never go on. False:
+        it got none before."""
+        got = model not in self._blind
         self._blind.add(model)
-        return news
+        return got
+
+    def give(self, model: str) -> None:
+        """Send `model` pictures again."""
+        self._blind.discard(model)
 
     async def sendable(self, items: Sequence[Item], model: str) -> list[Item]:
         """`items` as a server takes them: each mark is its picture, or a line that says why it is not. The
@@ -69,13 +80,13 @@ class Images:
     async def _picture(self, mark: Item) -> Item:
         try:
             address = await self._address(mark["blob"])
-        except StoreError as error:
+        except (NotFound, StoreError) as error:
             log.warning("an image cannot be sent: %s", error)
             return _line(mark, clean_line(str(error)))
         return {"type": "input_image", "image_url": address, "detail": "auto"}
 
     async def _address(self, blob: str) -> str:
-        """The picture as a data URL. Raises StoreError (NotFound too)."""
+        """The picture as a data URL. Raises NotFound or StoreError."""
         if (address := self._cache.get(blob)) is not None:
             self._cache.move_to_end(blob)
             return address

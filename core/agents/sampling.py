@@ -7,10 +7,11 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from core.agents.images import has_marks
 from core.domain import events as e
 from core.domain.commands import Delta
 from core.domain.status import Wait
-from core.models.types import Completed, ModelRequest, Queued, Retrying, TextDelta
+from core.models.types import Completed, ModelError, ModelRequest, Queued, Retrying, TextDelta
 from core.safety.text import ordinal
 
 if TYPE_CHECKING:
@@ -35,6 +36,25 @@ class Sampler:
     ) -> tuple[Completed, float]:
         """The response to `items` and how many seconds it took. Its text streams to the overlay if `shown`;
         retries and waits are recorded as they happen. Raises ModelError."""
+        images, model = self._swarm.images, self._agent.model
+        try:
+            return await self._once(items, tools, shown)
+        except ModelError as error:
+            if not (images.suspects(error) and has_marks(items) and images.withhold(model)):
+                raise
+            refusal = error
+        try:
+            found = await self._once(items, tools, shown)
+        except BaseException:
+            images.give(model)
+            raise
+        note = f"{refusal}\nWithout its images the request went through: {model} is sent none from now on."
+        await self._swarm.append([e.Notice(agent=self._agent.thread, text=note, level="warning")])
+        return found
+
+    async def _once(
+        self, items: Sequence[dict[str, Any]], tools: list[dict[str, Any]], shown: bool
+    ) -> tuple[Completed, float]:
         agent, swarm = self._agent, self._swarm
         self._requests += 1
         request = ModelRequest(

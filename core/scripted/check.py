@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import re
 from typing import Any
 
 import msgspec
@@ -10,6 +13,7 @@ import msgspec
 from core.scripted.exchange import Item, text_of
 
 SEAL = "scripted."
+_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,")
 _KINDS = frozenset({"message", "function_call", "function_call_output", "reasoning"})
 _PARTS = {
     "user": frozenset({"input_text", "input_image", "input_file"}),
@@ -146,8 +150,38 @@ def _check_call(item: Item, where: str, called: set[str], waiting: set[str]) -> 
         return
     if not isinstance(item.get("output"), str | list):
         raise Refused(f"'{where}.output' must be a string or a list.", f"{where}.output")
+    if isinstance(item["output"], list):
+        for number, part in enumerate(item["output"]):
+            _check_output_part(part, f"{where}.output[{number}]")
     if call not in called:
         raise Refused(f"No tool call found for function call output with call_id {call}.", where)
     if call not in waiting:
         raise Refused(f"The function call {call} has two outputs.", where)
     waiting.discard(call)
+
+
+def _check_output_part(part: Any, where: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "input_text":
+        if not isinstance(part.get("text"), str):
+            raise Refused(f"'{where}.text' must be a string.", f"{where}.text")
+    elif kind == "input_image":
+        if not is_image(part.get("image_url")):
+            raise Refused(f"'{where}.image_url' must be the address or the bytes of an image.", where)
+    elif kind != "input_file":
+        raise Refused(f"'{where}.type' is {kind!r}, which no output has.", f"{where}.type")
+
+
+def is_image(address: Any) -> bool:
+    """An address of the web, or a data URL with the bytes of an image of a kind that models are shown."""
+    if not isinstance(address, str):
+        return False
+    if address.startswith(("https://", "http://")):
+        return True
+    found = _IMAGE.match(address)
+    if found is None:
+        return False
+    try:
+        return bool(base64.b64decode(address[found.end() :], validate=True))
+    except (binascii.Error, ValueError):
+        return False

@@ -18,12 +18,13 @@ import msgspec
 from core.clock import Clock
 from core.scripted import check, faults
 from core.scripted.answer import Answer, error_answer
-from core.scripted.exchange import Exchange, View
+from core.scripted.exchange import Exchange, View, images_in
 from core.scripted.scenario import END, Agent, Capture, Fault, Scenario, Step
 from core.scripted.stream import base_response, stream, whole
 from core.scripted.template import Missing, fill, template
 
 _REMEMBERED = 100_000
+IMAGE_TOKENS = 1_000
 _REASONING_INCLUDE = "reasoning.encrypted_content"
 
 
@@ -292,16 +293,22 @@ def _items(chosen: _Chosen, ident: str, sealed: bool) -> list[dict[str, Any]]:
 
 
 def _usage(chosen: _Chosen, exchange: Exchange, size: int) -> dict[str, Any]:
-    """Four bytes are a token. What the last request held already counts as cached."""
+    """Four bytes are a token, an image is IMAGE_TOKENS whatever its size. What the last request held already
+    counts as cached."""
 
     def tokens(count: int) -> int:
         return math.ceil(count / 4)
 
+    def of_items(items: list[dict[str, Any]], size: int) -> int:
+        images = images_in(items)
+        return tokens(size - sum(len(str(i.get("image_url"))) for i in images)) + IMAGE_TOKENS * len(images)
+
     thought = tokens(len((chosen.reasoning or "").encode()))
     said = len((chosen.text or "").encode()) + sum(len(n) + len(a.encode()) for n, a in chosen.calls)
-    total_input = tokens(size)
+    total_input = of_items(exchange.everything, size)
     new = exchange.items[exchange.runs[-1][0] :] if exchange.runs else None
-    cached = 0 if new is None else max(total_input - tokens(len(msgspec.json.encode(new))), 0)
+    fresh = of_items(new, len(msgspec.json.encode(new))) if new is not None else total_input
+    cached = max(total_input - fresh, 0)
     output = thought + tokens(said)
     return {
         "input_tokens": total_input,

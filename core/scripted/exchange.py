@@ -19,7 +19,26 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
-    return "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
+    return "\n".join(_part(part) for part in parts if isinstance(part, dict))
+
+
+def _part(part: Any) -> str:
+    """Scenarios see of an image that it is there and of which kind."""
+    if part.get("type") == "input_image":
+        return f"<{str(part.get('image_url')).partition(',')[0][:100]}>"
+    return str(part.get("text") or "")
+
+
+def images_in(items: list[Item]) -> list[Item]:
+    """The images of messages and outputs."""
+    return [
+        part
+        for item in items
+        for parts in (item.get("content"), item.get("output"))
+        if isinstance(parts, list)
+        for part in parts
+        if isinstance(part, dict) and part.get("type") == "input_image"
+    ]
 
 
 def by_model(item: Item) -> bool:
@@ -76,13 +95,14 @@ def _outputs(items: list[Item]) -> str:
 
 
 class Exchange:
-    """`items` are the agent's own: what a fork took over from its parent comes before its task and is left
-    out. A response is a maximal run of items that the model made."""
+    """`everything` is the whole input, `items` are the agent's own: what a fork took over from its parent comes
+    before its task and is left out. A response is a maximal run of items that the model made."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         found = _PATH.search(body.get("instructions") or "")
         self.path = found[1] if found else ""
         everything: list[Item] = body["input"]
+        self.everything = everything
         start = 0
         if self.path:
             for index, item in enumerate(everything):
