@@ -14,7 +14,7 @@ from typing import Any
 from core.channel.client import ClientError, EngineBusy, EngineGone
 from core.domain.commands import Close, Interrupt, Reply, ResumeAgent, SendInput
 from core.domain.state import AgentState
-from core.safety.text import clean_line, ordinal
+from core.safety.text import clean_line
 from core.store.errors import NotFound, StoreError
 from core.store.readers import Reader
 from core.store.roster import Found, find_agents, roster, running_below
@@ -22,7 +22,7 @@ from tui import exits, reading, setup, signals
 from tui.farewell import short_id
 from tui.owners import owner, owner_text
 from tui.run_exec import read_task
-from tui.table import show
+from tui.table import cost_cell, show
 
 SHOWN_MATCHES = 8
 
@@ -58,22 +58,18 @@ def _show(
             **row,
             "agent": guide * (int(row["depth"] or 0) if indent else 0)
             + clean_line(str(row["nickname"] or row["path"])),
-            "waiting": _waiting(row),
+            "waiting": row["waits_for"],
+            "cost": cost_cell(row),
             "engine": owner_text(owners[row["swarm"]]),
             "swarm": short_id(row["swarm"]),
         }
         for row in agents
     ]
     columns = [("agent", "agent"), ("status", "status"), ("waiting", "waiting"), ("asks", "asks")]
-    columns += [("calls", "calls"), ("tokens", "tokens"), ("engine", "engine")]
+    columns += [("calls", "calls"), ("tokens", "tokens"), ("cost", "cost"), ("engine", "engine")]
     if len(owners) > 1:
         columns.append(("swarm", "swarm"))
-    show([*columns, ("path", "path")], rows, gives_way=("engine", "calls", "asks", "tokens"), last=40)
-
-
-def _waiting(row: dict[str, Any]) -> str | None:
-    place = row["place_in_line"]
-    return f"{row['waiting']}, {ordinal(place)} in line" if place is not None else row["waiting"]
+    show([*columns, ("path", "path")], rows, gives_way=("engine", "calls", "asks", "cost", "tokens"), last=40)
 
 
 # --- one agent -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tui.output import Out
 from tui.plain import PlainLines
 from tui.progress import ProgressLine, Rate, line
 from tui.setup import Connect, own_engine
-from tui.table import moment, show
+from tui.table import cost_cell, moment, show
 
 MAX_FILE_BYTES = 1024 * 1024
 SHOWN_FAILURES = 5
@@ -298,7 +298,9 @@ def show_one(args: Namespace) -> int:
         **found,
         "created_at": moment(found["created_at"]),
         "tokens": (found["tokens"] or {}).get("total"),
+        "cost": cost_cell(found),
     }
+    del facts["cost_partial"]
     for key, value in facts.items():
         if not isinstance(value, list | dict):
             shown = "–" if value is None or value == "" else clean_line(str(value))

@@ -11,7 +11,7 @@ from core.safety.text import clean, clean_line
 from tui import exits, reading, setup
 from tui.farewell import SHORT_CHARS, short_id
 from tui.owners import owner, owner_text
-from tui.table import moment, show
+from tui.table import cost_cell, moment, show
 
 if TYPE_CHECKING:
     from core.store.readers import Reader
@@ -38,6 +38,7 @@ def show_list(args: Namespace) -> int:
             "swarm": short_id(swarm),
             "started": moment(row["started_at"]),
             "engine": owner_text(row["engine"]),
+            "cost": cost_cell(row),
         }
         for row, swarm in zip(found["sessions"], swarms, strict=True)
     ]
@@ -48,11 +49,12 @@ def show_list(args: Namespace) -> int:
         ("agents", "agents"),
         ("jobs", "jobs"),
         ("tokens", "tokens"),
+        ("cost", "cost"),
         ("model", "model"),
         ("engine", "engine"),
         ("title", "title"),
     )
-    show(columns, rows, gives_way=("model", "engine", "tokens", "jobs", "agents"))
+    show(columns, rows, gives_way=("model", "engine", "cost", "tokens", "jobs", "agents"))
     return exits.OK
 
 
@@ -69,18 +71,22 @@ def show_tree(args: Namespace) -> int:
             **row,
             "agent": guide * int(row["depth"] or 0) + clean_line(str(row["nickname"] or row["path"])),
             "thread": short,
+            "waiting": row["waits_for"],
+            "cost": cost_cell(row),
         }
         for row, short in zip(found["agents"], ids, strict=True)
     ]
     columns = (
         ("agent", "agent"),
         ("status", "status"),
+        ("waiting", "waiting"),
         ("tokens", "tokens"),
+        ("cost", "cost"),
         ("model", "model"),
         ("thread", "thread"),
         ("path", "path"),
     )
-    show(columns, rows, gives_way=("model", "tokens"))
+    show(columns, rows, gives_way=("model", "cost", "tokens", "waiting"))
     return exits.OK
 
 
@@ -101,7 +107,9 @@ def show_one(args: Namespace) -> int:
     found, names = both["found"], both["names"]
     total = (found["tokens"] or {}).get("total")
     used = f"{total:,} tokens" if total is not None else None  # unknown is not none
-    facts = [found["nickname"], found["path"], found["status"], found["model"], used]
+    spent = cost_cell(found)
+    spent = f"cost {spent}" if spent == "n/a" else spent
+    facts = [found["nickname"], found["path"], found["status"], found["model"], used, spent]
     print("  ".join(clean_line(str(fact)) for fact in facts if fact))
     names["assistant"] = found["nickname"] or "assistant"
     calls = {call["id"]: call for call in found["calls"]}

@@ -84,6 +84,16 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean_line(str(value))
 
 
+def cost_cell(row: Mapping[str, Any]) -> str | None:
+    """What a row of a reading verb cost: "$2.10", "$2.10+" if that is not all, "n/a" if nobody knows; None if
+    nothing was used."""
+    from core.view.words import UNKNOWN, dollars
+
+    if row["cost"] is None:
+        return None if row["tokens"] is None else UNKNOWN
+    return dollars(row["cost"]) + ("+" if row["cost_partial"] else "")
+
+
 def moment(value: str | None) -> str | None:
     """An RFC 3339 time in local time, to the minute."""
     if value is None:

@@ -16,7 +16,7 @@ from core.config import JobsSettings
 from core.domain.commands import RunJob
 from core.domain.events import JobCreated, Notice
 from core.domain.ids import job_uuid
-from core.domain.status import Usage
+from core.domain.status import Spending, Usage
 from core.jobs.errors import ExportError, JobInputError
 from core.jobs.export import check_output
 from core.jobs.runner import JobPlan, JobRunner
@@ -317,11 +317,15 @@ class JobService:
         state = self._store.state(self.swarm)
         found = state.jobs[job]
         tokens: Usage | None = None
+        spent = Spending()
         for agent in state.agents.values():
-            if agent.job == job and agent.tokens is not None:
+            if agent.job != job:
+                continue
+            spent += agent.spending
+            if agent.tokens is not None:
                 tokens = (tokens or Usage()) + agent.tokens
         failures = await self._store.jobs.failures(job, SHOWN_FAILURES)
-        return shapes.job_with_details(found, self._clock.now(), failures, shapes.tokens(tokens))
+        return shapes.job_with_details(found, self._clock.now(), failures, shapes.tokens(tokens), spent)
 
 
 def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:

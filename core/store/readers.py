@@ -17,6 +17,7 @@ from core.clock import Clock, SystemClock
 from core.domain import events as e
 from core.domain.commands import EventsPage, TranscriptPage
 from core.domain.state import JobState, SwarmState
+from core.domain.status import Spending
 from core.store import shapes
 from core.store.connection import FILE_NAME, Db, Row, connect_reader
 from core.store.errors import NotFound, StoreError, sentence
@@ -134,6 +135,9 @@ class Reader:
                 raise StoreError(sentence(error, f"the store in {self._home} cannot be read")) from error
         return rows[:limit], more or len(rows) > limit
 
+    def now(self) -> datetime:
+        return self._clock.now()
+
     async def exists(self, swarm: str) -> bool:
         return bool(await self.all("SELECT 1 FROM swarms WHERE swarm = ?", (swarm,)))
 
@@ -205,7 +209,7 @@ class Reader:
     async def tree(self, ref: str) -> dict[str, Any]:
         """`session tree --json`. Raises NotFound."""
         swarm = await self.find_swarm(ref)
-        return shapes.tree(await self.load_state(swarm))
+        return shapes.tree(await self.load_state(swarm), self.now())
 
     async def show(self, ref: str) -> dict[str, Any]:
         """`session show --json` of one agent. Raises NotFound."""
@@ -306,15 +310,15 @@ class Reader:
     async def jobs(self) -> dict[str, Any]:
         """`job list --json`."""
         rows = await self.all(JOBS.select + "ORDER BY created_at DESC, job DESC")
-        return {"jobs": [shapes.job(await self._shown(row), self._clock.now()) for row in rows]}
+        return {"jobs": [shapes.job(await self._shown(row), self.now()) for row in rows]}
 
     async def job(self, ref: str) -> dict[str, Any]:
         """`job show --json`. Raises NotFound."""
         job = await self.find_job(ref)
         rows = await self.all(JOBS.select + "WHERE job = ?", (job,))
         failures = await self.failures(job, SHOWN_FAILURES)
-        tokens = await self._tokens(job)
-        return shapes.job_with_details(await self._shown(rows[0]), self._clock.now(), failures, tokens)
+        used, spent = await self._used(job)
+        return shapes.job_with_details(await self._shown(rows[0]), self.now(), failures, used, spent)
 
     async def job_rows(self, ref: str) -> dict[str, Any]:
         """`job rows --json`. Raises NotFound."""
@@ -353,9 +357,11 @@ class Reader:
         state = SwarmState(swarm=swarm, jobs={job.job: job})
         return without_owner(state).jobs[job.job]
 
-    async def _tokens(self, job: str) -> dict[str, int] | None:
-        rows = await self.all("SELECT tokens FROM agents WHERE job = ? AND tokens IS NOT NULL", (job,))
-        return shapes.sum_tokens(row[0] for row in rows)
+    async def _used(self, job: str) -> tuple[dict[str, int] | None, Spending]:
+        """What the workers of a job used and cost."""
+        rows = await self.all("SELECT tokens, spending FROM agents WHERE job = ?", (job,))
+        used = shapes.sum_tokens(tokens for tokens, _ in rows if tokens is not None)
+        return used, shapes.sum_spending(spending for _, spending in rows)
 
 
 class _Opening:

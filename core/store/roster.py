@@ -33,7 +33,7 @@ async def roster(reader: Reader, ref: str | None, status: str | None = None) -> 
     for swarm in swarms:
         state = await reader.load_state(swarm)
         places = state.places()
-        for entry in shapes.tree(state)["agents"]:
+        for entry in shapes.tree(state, reader.now())["agents"]:
             agent = state.agents[entry["thread"]]
             if status is None or agent.status == status:
                 counts = {"asks": agent.asks, "calls": agent.calls, "failed_calls": agent.failed_calls}

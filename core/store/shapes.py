@@ -11,9 +11,10 @@ import msgspec
 
 from core.domain.events import EPOCH
 from core.domain.state import AgentState, JobState, SwarmState
-from core.domain.status import Usage
+from core.domain.status import Spending, Usage
 from core.store.connection import Row
 from core.store.rows import timestamp
+from core.view import words
 from core.view.transcript import Call, Transcript
 
 _JOB_STATUS = {"completed": "completed", "failed": "errored", "cancelled": "interrupted"}
@@ -42,28 +43,35 @@ def session(state: SwarmState, status: str, agents: int, jobs: int) -> dict[str,
         "agents": agents,
         "jobs": jobs,
         "tokens": state.tokens.total if state.tokens is not None else None,
-        "cost": None,
+        **_cost(state.spending),
         "model": state.model or None,
         "cwd": state.cwd or None,
     }
 
 
-def tree(state: SwarmState) -> dict[str, Any]:
-    """Parents before children, and each agent's children right after it."""
+def _cost(spending: Spending) -> dict[str, Any]:
+    """What it cost in US dollars, and whether that is not all of it because nobody told the rest."""
+    return {"cost": spending.cost, "cost_partial": words.partly_known(spending)}
+
+
+def tree(state: SwarmState, now: datetime) -> dict[str, Any]:
+    """Parents before children, and each agent's children right after it. `now` tells how long a wait still
+    lasts."""
     children: dict[str | None, list[AgentState]] = {}
     for agent in state.agents.values():
         parent = agent.parent if agent.parent in state.agents else None
         children.setdefault(parent, []).append(agent)
     ordered: list[dict[str, Any]] = []
+    places = state.places()
     stack = children.get(None, [])[::-1]
     while stack:
         agent = stack.pop()
-        ordered.append(_agent(agent))
+        ordered.append(_agent(agent, places.get(agent.thread), now))
         stack += children.get(agent.thread, [])[::-1]
     return {"root": state.root, "agents": ordered}
 
 
-def _agent(agent: AgentState) -> dict[str, Any]:
+def _agent(agent: AgentState, place: int | None, now: datetime) -> dict[str, Any]:
     return {
         "thread": agent.thread,
         "parent": agent.parent,
@@ -73,9 +81,11 @@ def _agent(agent: AgentState) -> dict[str, Any]:
         "status": agent.status,
         "status_message": agent.status_message or None,
         "waiting": agent.wait.reason if agent.wait is not None else None,
+        "waits_for": words.waits_for(agent.wait, place, now) or None,
         "depth": agent.depth,
         "model": agent.model or None,
         "tokens": agent.tokens.total if agent.tokens is not None else None,
+        **_cost(agent.spending),
         "started_at": time(agent.started_at),
         "last_at": time(agent.last_at),
         "file": None,
@@ -115,6 +125,7 @@ def show(state: SwarmState, thread: str, transcript: Transcript, damaged: int) -
         "status_message": agent.status_message or None,
         "model": agent.model or None,
         "tokens": tokens(agent.tokens),
+        **_cost(agent.spending),
         "rows": rows,
         "calls": calls,
         "damage": {"unreadable_events": damaged, "results_without_call": transcript.orphans},
@@ -156,6 +167,13 @@ def sum_tokens(stored: Iterable[str]) -> dict[str, int] | None:
     return tokens(total)
 
 
+def sum_spending(stored: Iterable[str]) -> Spending:
+    total = Spending()
+    for text in stored:
+        total += msgspec.json.decode(text, type=Spending)
+    return total
+
+
 def job(state: JobState, now: datetime) -> dict[str, Any]:
     rate, eta = _pace(state, now)
     return {
@@ -178,9 +196,13 @@ def job(state: JobState, now: datetime) -> dict[str, Any]:
 
 
 def job_with_details(
-    state: JobState, now: datetime, failures: list[dict[str, Any]], used: dict[str, int] | None
+    state: JobState,
+    now: datetime,
+    failures: list[dict[str, Any]],
+    used: dict[str, int] | None,
+    spent: Spending,
 ) -> dict[str, Any]:
-    more = {"failed_item_errors": failures, "in_flight": state.running, "tokens": used, "cost": None}
+    more = {"failed_item_errors": failures, "in_flight": state.running, "tokens": used, **_cost(spent)}
     return {**job(state, now), **more}
 
 

@@ -15,20 +15,14 @@ from core.channel.client import EngineBusy
 from core.domain.status import Status
 from tests.tui.engine_process import STILL, engine_with_swarm
 from tests.tui.shell import Shell
-from tui import exits, run_agent, verbs
+from tui import exits, verbs
 from tui.farewell import short_id
 
 KEYS = (
-    *("thread", "parent", "path", "nickname", "role", "status", "status_message", "waiting", "depth"),
-    *("model", "tokens", "started_at", "last_at", "file"),
+    *("thread", "parent", "path", "nickname", "role", "status", "status_message", "waiting"),
+    *("waits_for", "depth", "model", "tokens", "cost", "cost_partial", "started_at", "last_at", "file"),
     *("place_in_line", "swarm", "asks", "calls", "failed_calls", "engine"),
 )
-
-
-def test_the_list_says_where_in_the_line_an_agent_stands() -> None:
-    assert run_agent._waiting({"waiting": "slot", "place_in_line": 3}) == "slot, 3rd in line"
-    assert run_agent._waiting({"waiting": "agents", "place_in_line": None}) == "agents"
-    assert run_agent._waiting({"waiting": None, "place_in_line": None}) is None
 
 
 BELOW = {path: status for path, status in STILL.items() if path != "/root"}

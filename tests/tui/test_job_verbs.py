@@ -26,7 +26,7 @@ JOB = (
     *("pending_items", "skipped_items", "rate_per_minute", "eta_seconds", "input_path", "output_csv_path"),
     *("created_at", "last_error"),
 )
-DETAILS = (*JOB, "failed_item_errors", "in_flight", "tokens", "cost")
+DETAILS = (*JOB, "failed_item_errors", "in_flight", "tokens", "cost", "cost_partial")
 LINE = re.compile(
     r"job [0-9a-f]{8} (\[[#-]+\] )?(?P<done>\d+)/(?P<total>\d+) \d+% ✗(?P<failed>\d+) ◍\d+ ◌\d+"
     r"( (?P<rate>[\d.]+)/min)?( eta (?P<eta>\w+))?"
@@ -221,7 +221,7 @@ def test_failed_rows_are_exit_3_and_everything_else_is_done(shell: Shell, folder
     assert re.search(r"^failed items +2$", text.out, re.MULTILINE)
     assert re.search(r"^failed  row-2: the worker ended", text.out, re.MULTILINE)
     assert re.search(rf"^tokens +{shown['tokens']['total']}$", text.out, re.MULTILINE)
-    assert re.search(r"^cost +–$", text.out, re.MULTILINE)
+    assert re.search(r"^cost +n/a$", text.out, re.MULTILINE)
     assert is_clean(ran.err + text.out)
 
 

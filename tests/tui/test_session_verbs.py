@@ -80,6 +80,7 @@ SESSION = (
     "jobs",
     "tokens",
     "cost",
+    "cost_partial",
     "model",
     "cwd",
     "engine",
@@ -93,16 +94,19 @@ AGENT = (
     "status",
     "status_message",
     "waiting",
+    "waits_for",
     "depth",
     "model",
     "tokens",
+    "cost",
+    "cost_partial",
     "started_at",
     "last_at",
     "file",
 )
 SHOWN = (
     *("thread", "root", "parent", "path", "nickname", "role", "status", "status_message", "model", "tokens"),
-    *("rows", "calls", "damage"),
+    *("cost", "cost_partial", "rows", "calls", "damage"),
 )
 TEXT_ROW, CALL_ROW = ("role", "text", "author", "at", "undone"), ("role", "call", "at", "undone")
 CALL = ("id", "name", "arguments", "row", "child", "status", "events", "summary")
@@ -272,8 +276,16 @@ def test_no_text_for_people_holds_what_a_terminal_would_obey(shell: Shell, root:
 
 def test_a_transcript_reads_well(shell: Shell, root: str) -> None:
     lines = shell("session", "show", root).lines
-    assert lines[0].split() == ["root", "/root", "completed", "scripted", *lines[0].split()[-2:]]
-    assert lines[0].endswith(" tokens")
+    assert lines[0].split() == [
+        "root",
+        "/root",
+        "completed",
+        "scripted",
+        *lines[0].split()[4:6],
+        "cost",
+        "n/a",
+    ]
+    assert lines[0].endswith(" tokens  cost n/a")
     heads = [line.split("  ")[1] for line in lines[1:] if line[2:3] == ":"]
     found = {path: agent["nickname"] for path, agent in agents(shell, root).items()}
     mail = [found["/root/fail"], found["/root/look"]]  # comes when it comes
@@ -318,6 +330,7 @@ def test_the_list_for_people(shell: Shell, root: str) -> None:
         "agents",
         "jobs",
         "tokens",
+        "cost",
         "model",
         "engine",
         "title",
