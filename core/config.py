@@ -53,6 +53,11 @@ class RoleSettings(_Table):
     reasoning_effort: str | None = None
     max_tokens: Count | None = None
     tools: list[str] | None = None
+    """Names, or patterns like `docs__*`; None: all."""
+    mcp_servers: list[str] | None = None
+    """The MCP servers whose tools its agents get; None: all."""
+    mcp: Literal["shared", "own"] = "shared"
+    """own: each of its agents has server processes of its own."""
 
 
 class AgentsSettings(_Table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,7 @@ from core.agents.bounds import TurnBound
 from core.agents.history import History
 from core.agents.reload import read_history
 from core.agents.slots import Slot
+from core.agents.startup import Startup, StartupError
 from core.agents.turn import Turn, TurnEnd
 from core.domain import events as e
 from core.domain.ids import uuid7
@@ -48,6 +50,12 @@ class AgentSpec(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
     max_tokens: int | None = None
     role_text: str = ""
+    allowed: tuple[str, ...] | None = None
+    """Names of the tools it may use, or patterns like `docs__*`; None: all."""
+    servers: tuple[str, ...] | None = None
+    """The MCP servers whose tools it gets; None: all."""
+    own_servers: bool = False
+    """It has server processes of its own."""
 
 
 class Interruption(msgspec.Struct, frozen=True):
@@ -69,23 +77,20 @@ class Agent:
         self.spec = spec
         self.thread, self.path = spec.thread, spec.path
         self.model, self.effort, self.max_tokens = spec.model, spec.effort, spec.max_tokens
-        self.tools = {tool.name: tool for tool in tools}
-        self.definitions = [tool.definition() for tool in tools]
+        self._own_tools = tuple(tools)
+        self._brought: Sequence[Tool] | None = None
+        """The tools that its start-up brought."""
+        self.provide(())
         self.slot = slot
         self.history = History(spec.path)
-        self.instructions = prompts.instructions(
-            path=spec.path,
-            nickname=spec.nickname,
-            kind=spec.kind,
-            cwd=str(swarm.config.cwd),
-            role_text=spec.role_text,
-        )
         self.mail_came = asyncio.Event()
         """Set while there is mail that this agent has not taken."""
         self._mail: dict[str, e.MailQueued] = {}
-        self._born = swarm.clock.monotonic()
         self._open_calls: dict[str, int] = {}
+        self.call_begun: dict[str, float] = {}
+        """When each open call began, on the swarm's clock; not those that still wait for others to end."""
         self.turn_bound = TurnBound(swarm)
+        self.startup = Startup(self)
         self._wake = asyncio.Event()
         self.children: dict[str, Agent] = {}
         """Open agents right below, by thread id."""
@@ -109,6 +114,20 @@ class Agent:
     # --- what others see and do --------------------------------------------------------------------------
 
     @property
+    def instructions(self) -> str:
+        """Put together for each request: of ten thousand agents each would hold the same long text."""
+        config = self.swarm.config
+        return prompts.instructions(
+            path=self.path,
+            nickname=self.spec.nickname,
+            kind=self.spec.kind,
+            cwd=str(config.cwd),
+            hint=config.usage_hint and config.subagents,
+            guide=config.guide,
+            role_text=self.spec.role_text,
+        )
+
+    @property
     def busy(self) -> bool:
         """In a turn, in line for one, or about to go on with one that is recorded as begun."""
         return self._turn is not None or self._begun is not None
@@ -117,6 +136,23 @@ class Agent:
     def closing(self) -> bool:
         """Closed, or about to be: it takes nothing more, and nothing is spawned below it."""
         return self._closing is not None
+
+    @property
+    def stopping(self) -> bool:
+        """Closed, or its turn (one that is about to start, too) is interrupted."""
+        return self._closing is not None or self._interruption is not None
+
+    @property
+    def initializing(self) -> bool:
+        """Registered, and not ready for its first turn."""
+        state = self.swarm.state.agents.get(self.thread)
+        return state is None or state.status == "pending_init"
+
+    @property
+    def deaf(self) -> bool:
+        """Its start-up failed: no mail starts a turn before it is resumed."""
+        state = self.swarm.state.agents.get(self.thread)
+        return state is not None and state.start_failed
 
     @property
     def resident(self) -> bool:
@@ -134,6 +170,16 @@ class Agent:
         """Leave the history to the store until the next turn."""
         self.history = History(self.path)
         self._unread = []
+        self.startup.lost()
+
+    def provide(self, tools: Sequence[Tool]) -> None:
+        """Have these tools beside those of its kind, as far as its role allows."""
+        if tools == self._brought:
+            return
+        self._brought = tools
+        allowed = [tool for tool in (*self._own_tools, *tools) if _allowed(tool, self.spec.allowed)]
+        self.tools = {tool.name: tool for tool in allowed}
+        self.definitions = [tool.definition() for tool in allowed]
 
     def will_run(self) -> bool:
         """Whether queued mail will start a turn."""
@@ -151,6 +197,8 @@ class Agent:
                 self.mail_came.set()
                 if event.trigger:
                     self._wake.set()
+            case e.AgentResumed():
+                self._wake.set()
             case e.UserMessage() | e.AgentMessage():
                 self._mail.pop(event.mail or "", None)
                 if not self._mail:
@@ -162,6 +210,7 @@ class Agent:
                     self._open_calls[event.call] = event.index + 1
             case e.ToolEnded():
                 self._open_calls.pop(event.call, None)
+                self.call_begun.pop(event.call, None)
             case _:
                 return
 
@@ -228,6 +277,7 @@ class Agent:
         if self._interruption is None:
             self._interruption = interruption
             self._idle.clear()
+            self.startup.cancel()
             if self._turn is not None:
                 self._turn.cancel()
 
@@ -239,11 +289,13 @@ class Agent:
             self._closing = by
             self._closing_top = top if top != self.thread else None
             self._wake.set()
+            self.startup.cancel()
             if self._turn is not None:
                 self._stop(Interruption(by, "closed", wake_parent=False))
 
     def abandon(self) -> None:
         """It will never run: its birth could not be recorded, or came too late."""
+        self.swarm.supplier.drop(self.thread)
         self.slot.end()
         self._idle.set()
         self.done.set()
@@ -252,11 +304,14 @@ class Agent:
 
     async def run(self) -> None:
         try:
-            if not self._reloaded or self.swarm.state.agents[self.thread].status == "pending_init":
-                seconds = round(self.swarm.clock.monotonic() - self._born, 3)
-                await self.swarm.append([e.AgentReady(agent=self.thread, seconds=seconds)])
             while self._closing is None:
+                if self.initializing and self._interruption is None:
+                    await self.startup.first()
+                    continue
                 if not self._next_is_due():
+                    # An interrupt whose turn will not come, for whatever reason, is over too.
+                    self._interruption = None
+                    self._idle.set()
                     self.slot.release()
                     self._wake.clear()
                     await self._wake.wait()
@@ -271,6 +326,7 @@ class Agent:
                 await self.swarm.append([cut])
             for child in list(self.children.values()):
                 await child.done.wait()
+            await self.swarm.supplier.end(self.thread)
             await self.swarm.append(
                 [e.AgentClosed(agent=self.thread, by=self._closing, top=self._closing_top)]
             )
@@ -285,11 +341,15 @@ class Agent:
             return False
         if self._begun is not None:
             return True  # also in a swarm that ends: its end must be recorded
-        return not self.swarm.ending and (self._fresh or self._trigger() is not None)
+        if self.swarm.ending or self.deaf:
+            return False
+        return self._fresh or self._trigger() is not None
 
     def _trigger(self) -> e.MailQueued | None:
         """The mail that starts the next turn. After an interrupt only newer mail counts (decision 20)."""
         state = self.swarm.state.agents.get(self.thread)
+        if state is not None and state.start_failed:
+            return None
         floor = state.outcome_seq if state is not None and state.status == "interrupted" else 0
         return next((mail for mail in self._mail.values() if mail.trigger and mail.seq > floor), None)
 
@@ -352,7 +412,7 @@ class Agent:
                 return
             except StoreError as unwritten:
                 error = unwritten
-        if isinstance(error, ModelError | HistoryError | LimitError | StoreError):
+        if isinstance(error, ModelError | HistoryError | LimitError | StartupError | StoreError):
             # One event that could not be written fails its turn; a store that is lost refuses this too.
             text = str(error)
         else:
@@ -365,9 +425,15 @@ class Agent:
             [*closing, failed, *self._tell_parent(prompts.errored_notice(self.path, text))]
         )
 
+    async def cannot_start(self, why: str) -> None:
+        """Record that the start-up failed, with the mail that tells the parent, in one transaction."""
+        error = why[:ERROR_CHARS]
+        told = self._tell_parent(prompts.start_failed_notice(self.path, error))
+        await self.swarm.append([e.AgentFailed(agent=self.thread, error=error), *told])
+
     async def _settle_interrupted(self, turn: str, seconds: float) -> None:
         why = self._interruption or Interruption("engine", STOPPED, wake_parent=False)
-        aborted = await self._abort_calls(f"aborted: interrupted by {why.by} after {seconds:.1f} s")
+        aborted = await self._abort_calls(f"interrupted by {why.by}")
         ended: list[e.Event] = [*aborted]
         if self.swarm.config.interrupt_message:
             marker = prompts.INTERRUPTED.format(who=f"by {why.by}")
@@ -378,18 +444,23 @@ class Agent:
         ended += self._tell_parent(prompts.interrupted_notice(self.path, why.by), wake=why.wake_parent)
         await self.swarm.append(ended)
 
-    async def _abort_calls(self, text: str) -> list[e.Event]:
+    async def _abort_calls(self, why: str) -> list[e.Event]:
         """Withdraw approvals, let writes on their way land, then give every open call an aborted end."""
         settled: list[e.Event] = [e.AgentWaits(agent=self.thread, wait=None)]
         await self.swarm.append(settled + self.swarm.approvals.abort(self.thread, "the turn ended"))
         events: list[e.Event] = []
+        now = self.swarm.clock.monotonic()
         for call, index in self._open_calls.items():
+            begun = self.call_begun.get(call)
+            seconds = round(now - begun, 3) if begun is not None else 0.0
+            when = f"after {seconds:.1f} s" if begun is not None else "before it began"
+            text = f"aborted {when}: {why}"
             events.append(
                 e.ToolResult(
                     agent=self.thread, call=call, index=index, source="engine", status="aborted", text=text
                 )
             )
-            events.append(e.ToolEnded(agent=self.thread, call=call, status="aborted"))
+            events.append(e.ToolEnded(agent=self.thread, call=call, status="aborted", seconds=seconds))
         return events
 
     def _tell_parent(self, text: str, *, wake: bool = True) -> list[e.Event]:
@@ -406,3 +477,7 @@ class Agent:
                 trigger=wake and self.swarm.config.limits.wake_parent,
             )
         ]
+
+
+def _allowed(tool: Tool, patterns: tuple[str, ...] | None) -> bool:
+    return patterns is None or any(fnmatchcase(tool.name, pattern) for pattern in patterns)

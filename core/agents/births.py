@@ -14,6 +14,7 @@ from core.agents.bounds import check_message
 from core.agents.config import Role
 from core.agents.errors import Refused
 from core.agents.slots import Slot
+from core.agents.startup import StartupError
 from core.domain import events as e
 from core.domain.ids import uuid7
 from core.domain.limits import LimitError
@@ -74,7 +75,8 @@ class Births:
         )
         self._swarm.root = agent
         if task is not None:
-            await self._swarm.send_input(agent.thread, task, by=by)
+            # Whatever its start-up comes to: the task is there when it is tried again.
+            await self._swarm.append([self._swarm.mail(agent.thread, by, "INPUT", task, trigger=True)])
         return agent
 
     async def spawn(
@@ -126,19 +128,44 @@ class Births:
         if parent is not None and parent.closing:
             raise Refused(f"{parent.path} is being closed; nothing is started below it")
         path, nickname = self._swarm.registry.reserve(parent.path if parent else None, birth.name)
+        spec = self._spec(birth, path, nickname)
         try:
-            agent = self._make(birth, path, nickname)
+            started = None
+            if birth.kind == "child" and not self._config.async_startup:
+                started = await self._start_first(spec, birth)
+            agent = self._make(spec, birth)
             events = self._born(agent.spec, birth)
+            if started is not None:
+                tools, seconds = started
+                agent.startup.given(tools)
+                events.append(e.AgentReady(agent=spec.thread, seconds=seconds))
             self._swarm.take_slots([agent])
         except BaseException:
             self._swarm.registry.release(path)
+            self._swarm.supplier.drop(spec.thread)
             raise
         await self._swarm.entered([agent], self._swarm.enter([agent], events))
+        self._swarm.supplier.registered(spec.thread)
         return agent
 
-    def _make(self, birth: Birth, path: str, nickname: str) -> Agent:
+    async def _start_first(self, spec: AgentSpec, birth: Birth) -> tuple[Sequence[Tool], float]:
+        """Start up an agent that is not registered before that is done. Raises Refused with the reason."""
+        swarm, began = self._swarm, self._swarm.clock.monotonic()
+        swarm.check_room(1)
+        tools = swarm.supplier.ready(spec)
+        if tools is None:
+            try:
+                tools = await swarm.supplier.start(spec)
+            except StartupError as error:
+                raise Refused(f"{spec.path} could not start: {error}") from error
+            swarm.refuse_when_ending()
+            if birth.parent is not None and birth.parent.closing:
+                raise Refused(f"{birth.parent.path} is being closed; nothing is started below it")
+        return tools, round(swarm.clock.monotonic() - began, 3)
+
+    def _spec(self, birth: Birth, path: str, nickname: str) -> AgentSpec:
         parent, settings = birth.parent, birth.settings
-        spec = AgentSpec(
+        return AgentSpec(
             thread=birth.thread or uuid7(),
             path=path,
             nickname=nickname,
@@ -148,15 +175,17 @@ class Births:
             effort=birth.effort,
             max_tokens=settings.max_tokens,
             role_text=settings.instructions,
+            allowed=_allowed(settings, birth.tools),
+            servers=settings.mcp_servers,
+            own_servers=settings.mcp == "own",
         )
-        agent = Agent(self._swarm, spec, [*self._offered(spec, settings), *birth.tools], self._slot(spec))
-        if parent is not None and birth.fork != "none":
-            agent.history.items[:] = parent.history.fork(None if birth.fork == "all" else int(birth.fork))
-        return agent
 
-    def _offered(self, spec: AgentSpec, settings: Role) -> list[Tool]:
-        tools = self._tools(spec)
-        return [tool for tool in tools if settings.tools is None or tool.name in settings.tools]
+    def _make(self, spec: AgentSpec, birth: Birth) -> Agent:
+        parent = birth.parent
+        agent = Agent(self._swarm, spec, [*self._tools(spec), *birth.tools], self._slot(spec))
+        if parent is not None and birth.fork != "none":
+            agent.history.inherit(parent.history, birth.fork)
+        return agent
 
     def _slot(self, spec: AgentSpec) -> Slot:
         keeps = self._config.limits.slots == "spawned"
@@ -209,8 +238,11 @@ class Births:
             effort=effort if known.parent is not None else None,
             max_tokens=settings.max_tokens,
             role_text=settings.instructions,
+            allowed=_allowed(settings),
+            servers=settings.mcp_servers,
+            own_servers=settings.mcp == "own",
         )
-        return Agent(self._swarm, spec, self._offered(spec, settings), self._slot(spec), reloaded=True)
+        return Agent(self._swarm, spec, self._tools(spec), self._slot(spec), reloaded=True)
 
     async def run_worker(
         self,
@@ -260,3 +292,8 @@ class Births:
         finally:
             if thread in self._swarm.agents:
                 await self._swarm.close(thread, by=f"job {job[:8]}")
+
+
+def _allowed(settings: Role, given: Sequence[Tool] = ()) -> tuple[str, ...] | None:
+    """The tools of a role, and those that an agent is given whatever its role says (a worker's report)."""
+    return None if settings.tools is None else (*settings.tools, *(tool.name for tool in given))

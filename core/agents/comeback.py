@@ -1,4 +1,5 @@
-"""Closed agents that are opened again, each with those below it that the same close ended."""
+"""Closed agents that are opened again, each with those below it that the same close ended; and open ones
+whose start-up failed, which start up again."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ class ComeBack:
         """By thread: ends once the agent is recorded as open, or cannot be."""
 
     def would_resume(self, thread: str) -> list[AgentState]:
-        """Who would come back, parents before children; nobody if the agent is open. Raises Refused."""
+        """Who would come back, parents before children; nobody if the agent is open and did not fail to
+        start. Raises Refused."""
         swarm = self._swarm
         if (agent := swarm.agents.get(thread)) is not None:
             if agent.closing:
                 raise Refused(f"{agent.path} is still being closed; wait until it is shutdown")
-            return []
+            return [swarm.state.agents[thread]] if agent.deaf else []
         known = swarm.state.agents.get(thread)
         if known is None:
             raise UnknownAgent(f"there is no agent {thread}")
@@ -47,7 +49,8 @@ class ComeBack:
         return swarm.state.closed_together(thread)
 
     async def resume(self, thread: str, *, by: str) -> list[str]:
-        """Open a closed agent again; the threads that came back, none if it is open already.
+        """Open a closed agent again, or start one up again that could not; the threads that came back, none
+        if it is open already.
 
         Raises Refused, PathError or LimitError; then everything is as it was.
         """
@@ -59,6 +62,8 @@ class ComeBack:
         if not found:
             return []
         swarm = self._swarm
+        if thread in swarm.agents:
+            return await self._again(thread, by)
         agents = [swarm.births.stored(known) for known in found]
         paths = [agent.path for agent in agents]
         swarm.registry.reserve_again(paths)
@@ -78,3 +83,11 @@ class ComeBack:
         write.add_done_callback(written)
         await swarm.entered(agents, write)
         return [agent.thread for agent in agents]
+
+    async def _again(self, thread: str, by: str) -> list[str]:
+        """Its task notices, and starts up."""
+        write = asyncio.ensure_future(self._swarm.append([e.AgentResumed(agent=thread, by=by)]))
+        self._under_way[thread] = write
+        write.add_done_callback(lambda _: self._under_way.pop(thread))
+        await asyncio.shield(write)
+        return [thread]

@@ -22,7 +22,11 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     max_tokens: int | None = None
     tools: tuple[str, ...] | None = None
-    """Names of the tools it may use; None: all."""
+    """Names of the tools it may use, or patterns like `docs__*`; None: all."""
+    mcp_servers: tuple[str, ...] | None = None
+    """The MCP servers whose tools it gets; None: all."""
+    mcp: Literal["shared", "own"] = "shared"
+    """own: each agent of the role has server processes of its own."""
 
 
 class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +42,12 @@ class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
     subagent_model: str | None = None
     subagent_effort: str | None = None
     roles: Mapping[str, Role] = {}
+    async_startup: bool = True
+    """Whether a sub-agent is registered before its start-up; else spawn waits for that."""
+    usage_hint: bool = True
+    """Whether the root is told when to give work to others."""
+    guide: str = ""
+    """What the workspace's AGENTS.md files say, for every agent."""
     interrupt_message: bool = True
     """Whether the model is told that its turn was interrupted."""
     catalog: Mapping[str, ModelEntry] = {}

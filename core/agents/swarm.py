@@ -19,6 +19,7 @@ from core.agents.images import Images
 from core.agents.registry import Registry, UnknownAgent
 from core.agents.residency import Residency
 from core.agents.slots import SlotPool
+from core.agents.startup import Nothing, Supplier, not_ready
 from core.clock import Clock
 from core.domain import events as e
 from core.domain.commands import Delta
@@ -50,6 +51,7 @@ class Swarm:
         clock: Clock,
         tools: Callable[[AgentSpec], Sequence[Tool]],
         publish: Callable[[Delta], None],
+        supplier: Supplier | None = None,
     ) -> None:
         self.id = swarm
         self.store = store
@@ -57,6 +59,8 @@ class Swarm:
         self.config = config
         self.clock = clock
         self.publish = publish
+        self.supplier: Supplier = supplier or Nothing()
+        """Starts what agents need before their first turn."""
         self.registry = Registry(config.limits)
         self.slots = SlotPool(max(config.limits.max_threads - 1, 0))
         self.residency = Residency(config.limits.max_resident)
@@ -280,13 +284,25 @@ class Swarm:
     # --- talking -----------------------------------------------------------------------------------------
 
     async def send_input(self, thread: str, text: str, by: str) -> None:
-        """The operator's words: they start a turn of an idle agent and join a running one."""
-        agent = self._taking_mail(self.live(thread))
+        """The operator's words: they start a turn of an idle agent and join a running one. Raises Refused for
+        a sub-agent that starts up, or an agent that could not."""
+        agent = self._taking_input(self.live(thread))
         await self.append([self.mail(agent.thread, by, "INPUT", text, trigger=True)])
 
     def check_input(self, thread: str) -> None:
         """Raises what `send_input` would."""
-        self._taking_mail(self.live(thread))
+        self._taking_input(self.live(thread))
+
+    def _taking_input(self, agent: Agent) -> Agent:
+        why = not_ready(self.state.agents.get(agent.thread), agent.path)
+        # The root's first words wait for its start-up: there is nobody else to talk to.
+        if why is not None and not (agent is self.root and agent.initializing):
+            raise Refused(why)
+        return self._taking_mail(agent)
+
+    def deaf_because(self, agent: Agent) -> str | None:
+        """Why an agent reads no mail before it is resumed; None if it does."""
+        return not_ready(self.state.agents.get(agent.thread), agent.path) if agent.deaf else None
 
     async def send_message(self, sender: Agent, target: Agent, text: str, *, trigger: bool) -> None:
         kind: Literal["NEW_TASK", "MESSAGE"] = "NEW_TASK" if trigger else "MESSAGE"

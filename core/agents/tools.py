@@ -17,8 +17,14 @@ from core.agents.swarm import Swarm
 from core.domain.limits import LimitError
 from core.domain.paths import PathError, is_within, resolve
 from core.domain.state import AgentState
-from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput
+from core.safety.text import shorten
+from core.tools.base import MAX_OUTPUT_CHARS, Tool, ToolArgs, ToolContext, ToolError, ToolOutput
+from core.view.words import waits_for
 
+LIST_CHARS = MAX_OUTPUT_CHARS - 500
+"""A list is cut between agents, not in the middle of one."""
+STATUS_CHARS = 300
+"""Of an answer in a list; wait_agent and the mail have all of it."""
 RULES = (PathError, LimitError, Refused, UnknownAgent)
 
 
@@ -85,6 +91,11 @@ class SpawnAgent(SwarmTool):
     Args = SpawnArgs
     category = "task"
 
+    def __init__(self, swarm: Swarm) -> None:
+        super().__init__(swarm)
+        if not swarm.config.async_startup:
+            self.timeout = None  # each server's start-up has a limit of its own
+
     def brief(self, args: Mapping[str, Any]) -> str:
         return f"{args.get('task_name', '')}  “{args.get('message', '')}”"
 
@@ -144,7 +155,8 @@ class SendMessage(SwarmTool):
         except RULES as error:
             raise ToolError(str(error)) from error
         await ctx.emit(source=self.name, status="queued", text=args.message, about=target.thread)
-        return ToolOutput(text="", recorded=True)
+        deaf = self.swarm.deaf_because(target)
+        return ToolOutput(text=f"queued, but {deaf}" if deaf else "", recorded=True)
 
 
 class FollowupTask(SendMessage):
@@ -272,11 +284,34 @@ class ListAgents(SwarmTool):
             ),
             key=lambda a: (a.path != "/root", a.path, a.order),
         )
-        listed = [
-            {"agent_name": a.path, "nickname": a.nickname, "agent_status": status_json(a), "task": a.task}
-            for a in rows
-        ]
-        return ToolOutput(text=_json({"agents": listed}))
+        places = self.swarm.state.places()
+        listed: list[msgspec.Raw] = []
+        room = LIST_CHARS
+        for agent in rows:
+            row = msgspec.json.encode(self._row(agent, places.get(agent.thread)))
+            room -= len(row)
+            if room < 0:
+                break
+            listed.append(msgspec.Raw(row))
+        answer: dict[str, Any] = {"agents": listed}
+        if left := len(rows) - len(listed):
+            answer["left_out"] = f"{left} more agents; path_prefix lists those below one path"
+        return ToolOutput(text=_json(answer))
+
+    def _row(self, agent: AgentState, place: int | None) -> dict[str, Any]:
+        status = status_json(agent)
+        if isinstance(status, dict):
+            status = {word: shorten(text, STATUS_CHARS) for word, text in status.items()}
+        row = {
+            "agent_name": agent.path,
+            "nickname": agent.nickname,
+            "agent_status": status,
+            "task": agent.task,
+            "tokens": agent.tokens.total if agent.tokens is not None else None,
+        }
+        if waiting := waits_for(agent.wait, place, self.swarm.clock.now()):
+            row["waiting"] = waiting
+        return row
 
 
 class TargetArgs(ToolArgs):

@@ -49,6 +49,7 @@ class Turn:
                 self._agent.turn_bound.begin(cause)
                 cause = None
             await self._agent.load()
+            await self._agent.startup.prepare()
             await self._agent.ensure_slot()
             agent = self._agent
             response, seconds = await self._sampler.ask(agent.history.items, agent.definitions)

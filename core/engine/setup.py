@@ -63,6 +63,8 @@ def swarm_config(
             reasoning_effort=role.reasoning_effort,
             max_tokens=role.max_tokens,
             tools=tuple(role.tools) if role.tools is not None else None,
+            mcp_servers=tuple(role.mcp_servers) if role.mcp_servers is not None else None,
+            mcp=role.mcp,
         )
         for name, role in agents.roles.items()
     }
@@ -77,7 +79,9 @@ def swarm_config(
         subagent_model=agents.default_subagent_model,
         subagent_effort=agents.default_subagent_reasoning_effort,
         roles=roles,
+        async_startup=agents.async_subagent_startup,
         interrupt_message=agents.interrupt_message,
+        usage_hint=agents.usage_hint,
         catalog={name: ModelEntry(**entry.model_dump()) for name, entry in settings.catalog.items()},
         budget=Budget(**settings.budget.model_dump()),
     )
