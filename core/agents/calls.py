@@ -116,7 +116,7 @@ class CallRunner:
 
     async def _one(self, call: e.ToolCalled) -> bool:
         clock = self._agent.swarm.clock
-        started = clock.monotonic()
+        started = self._agent.call_begun[call.call] = clock.monotonic()
         context = CallContext(self._agent, self, call.call)
         try:
             output = await self._execute(call, context)

@@ -18,6 +18,7 @@ from core.clock import Clock
 from core.config import Settings
 from core.domain import commands as c
 from core.domain.paths import depth
+from core.engine.guide import read_guide
 from core.engine.models import ModelPool
 from core.engine.setup import environment_of
 from core.engine.workers import JobWorkers
@@ -85,7 +86,8 @@ class Hosting:
             self._redactor.learn(setup.secrets)
         model = await held.enter_async_context(self._models.client(settings))
         sandbox = await self._find_sandbox(config)
-        config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
+        guide = self._store.redact(await asyncio.to_thread(read_guide, config.cwd))
+        config = msgspec.structs.replace(config, sandboxed=sandbox is not None, guide=guide)
         swarm = Swarm(
             swarm=swarm_id,
             store=self._store,

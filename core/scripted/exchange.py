@@ -95,7 +95,7 @@ def _outputs(items: list[Item]) -> str:
 
 
 class Exchange:
-    """`everything` is the whole input, `items` are the agent's own: what a fork took over from its parent comes
+    """`everything` is the whole input, `items` the agent's own: what a fork took over from its parent comes
     before its task and is left out. A response is a maximal run of items that the model made."""
 
     def __init__(self, body: dict[str, Any]) -> None:

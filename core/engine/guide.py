@@ -1,0 +1,107 @@
+"""The workspace's own words to agents: AGENTS.md in the folder of a swarm and above it, up to the repository.
+
+Whoever can write there can write anything: files are read only where they are (no link leads out of the
+repository), only if they are plain text, and only so much of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+from core.agents.prompts import guide_part
+from core.safety.text import clean, clean_line, size_of
+
+log = logging.getLogger("watchroom.engine")
+NAME = "AGENTS.md"
+MAX_BYTES = 32 * 1024
+"""Of all files together; the nearest to the swarm's folder goes first."""
+
+
+class _Unusable(Exception):
+    """Why a file is left out."""
+
+
+def read_guide(folder: Path) -> str:
+    """What the AGENTS.md files say, the outermost first, each in a frame that names it; empty without any.
+    `folder` is resolved. What cannot be used is logged and left out; nothing is raised. Reads the disk."""
+    top = _repository(folder)
+    folders = [folder]
+    while folders[-1] != top:
+        folders.append(folders[-1].parent)
+    parts: list[str] = []
+    room = MAX_BYTES
+    for place in folders:
+        path = place / NAME
+        if not os.path.lexists(path):
+            continue
+        shown = clean_line(str(path)).replace('"', "'")
+        try:
+            text, room = _read(path, top, room)
+        except _Unusable as why:
+            log.warning("%s is left out: %s", shown, why)
+            continue
+        if text:
+            parts.append(guide_part(shown, text))
+    return "\n\n".join(reversed(parts))
+
+
+def _repository(folder: Path) -> Path:
+    """The folder that holds `.git`, the nearest one; without any, `folder` itself."""
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place / ".git"):
+            return place
+    return folder
+
+
+def _read(path: Path, top: Path, room: int) -> tuple[str, int]:
+    """The clean text of a file, and the room that it leaves. Raises _Unusable."""
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(top):
+            raise _Unusable("it is a link that leads out of the repository")
+        # A pipe must not make anybody wait, and a link put there meanwhile must not be followed.
+        fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise _Unusable("it is no file")
+            raw = _bytes(fd, room)
+            more = found.st_size - len(raw)
+        finally:
+            os.close(fd)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise _Unusable(clean_line(why)) from None
+    if b"\0" in raw:
+        raise _Unusable("it is no text")
+    try:
+        # A character that the limit cut in two is not the file's fault.
+        decoded = raw.decode("utf-8-sig") if more <= 0 else _cut(raw)
+    except UnicodeDecodeError:
+        raise _Unusable("it is not UTF-8") from None
+    text = clean(decoded).strip()
+    if more > 0:
+        log.warning("%s: %s of it are left out, the limit is %s", path, size_of(more), size_of(MAX_BYTES))
+        text = f"{text}\n[{size_of(more)} more are left out]" if text else ""
+    return text, room - len(raw)
+
+
+def _bytes(fd: int, count: int) -> bytes:
+    """The first `count` bytes, fewer if there are fewer."""
+    read = b""
+    while len(read) < count and (more := os.read(fd, count - len(read))):
+        read += more
+    return read
+
+
+def _cut(raw: bytes) -> str:
+    """As much as are whole characters; raises UnicodeDecodeError if it is not UTF-8 before its end."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(raw) - 3:
+            raise
+        return raw[: error.start].decode("utf-8-sig")
