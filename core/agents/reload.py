@@ -156,7 +156,7 @@ async def read_history(store: Store, swarm: str, thread: str, upto: int) -> tupl
     history = History(born.path)
     if born.fork != "none" and born.parent is not None:
         above, _ = await read_history(store, swarm, born.parent, born.fork_seq)
-        history.items += above.fork(None if born.fork == "all" else int(born.fork))
+        history.inherit(above, born.fork)
     async for event in stored.history(store.reader, swarm, thread, upto):
         history.add(event)
     return history, born

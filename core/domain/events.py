@@ -276,15 +276,25 @@ class ResponseCompleted(Event, frozen=True, kw_only=True):
     attempts: int = 1
 
 
+class CompactionAsked(Event, frozen=True, kw_only=True):
+    """The history shall be compacted before the agent's next request."""
+
+    by: str
+
+
 class HistoryCompacted(Event, frozen=True, kw_only=True):
-    """What came before is replaced, for the model, by its newest user messages, `summary` and `team`."""
+    """What came before is replaced, for the model, by the newest messages of users in it, `summary` and `team`.
+    What the model has not answered yet comes behind these."""
 
     summary: str
+    """Empty: there was nothing to say."""
     team: str = ""
     """The agents and jobs that this agent must not forget, as lines."""
     tokens: int | None = None
     """How many the last request had; None: unknown."""
     reason: Literal["window", "error", "operator"] = "window"
+    keep: int = 80_000
+    """How many bytes of the messages stay."""
 
 
 class ModelRetry(Event, frozen=True, kw_only=True):
@@ -423,6 +433,7 @@ AnyEvent = (
     | ToolResult
     | ToolEnded
     | ResponseCompleted
+    | CompactionAsked
     | HistoryCompacted
     | ModelRetry
     | MailQueued
@@ -447,6 +458,7 @@ TRANSCRIPT: tuple[type[Event], ...] = (
     ToolResult,
     ToolEnded,
     ModelRetry,
+    CompactionAsked,
     HistoryCompacted,
     TurnFailed,
     TurnInterrupted,

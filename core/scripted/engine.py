@@ -18,7 +18,7 @@ import msgspec
 from core.clock import Clock
 from core.scripted import check, faults
 from core.scripted.answer import Answer, error_answer
-from core.scripted.exchange import Exchange, View, images_in
+from core.scripted.exchange import Exchange, View, images_in, place_mark
 from core.scripted.scenario import END, Agent, Capture, Fault, Scenario, Step
 from core.scripted.stream import base_response, stream, whole
 from core.scripted.template import Missing, fill, template
@@ -84,11 +84,12 @@ class Player:
             exchange = Exchange(body)
             agent = self._agent(exchange)
             self._check_echoes(exchange, agent, body)
+            self._check_window(exchange, len(raw))
         except check.Refused as refused:
             self._log(number, "", 0, 400, "", None)
             return error_answer(400, str(refused), param=refused.param, code=refused.code)
         chosen = self._choose(exchange, agent)
-        count = len(exchange.runs)
+        count = exchange.past + len(exchange.runs)
         key = str(body.get("prompt_cache_key") or "") or f"{exchange.path}\0{exchange.before(0).first}"
         fault = self._fault(exchange.path, key, count, number, chosen.step)
         answer = self._plan(body, exchange, key, chosen, fault, len(raw))
@@ -116,12 +117,15 @@ class Player:
         if agent is None:
             who = f"the agent {exchange.path}" if exchange.path else "an agent without a path"
             return _Chosen(None, f"The scenario {self.scenario.name} has no part for {who}.")
-        position = 0
+        position = exchange.stood
         for _, _, after in self._replay(exchange, agent):
             position = after
         index = _select(agent, position, view)
         value = _values(agent, view)
         try:
+            if exchange.asks_summary:
+                mark = place_mark(exchange.past + len(exchange.runs), position)
+                return _Chosen(None, f"{template(agent.summary).text(value)}\n{mark}".strip())
             if index is None:
                 return _Chosen(None, template(agent.closing).text(value))
             step = agent.steps[index]
@@ -140,7 +144,7 @@ class Player:
 
     def _replay(self, exchange: Exchange, agent: Agent) -> Iterator[tuple[int, Step | None, int]]:
         """For each response so far: its number, its step (None: the closing text), where the next begins."""
-        position = 0
+        position = exchange.stood
         for run in range(len(exchange.runs)):
             index = _select(agent, position, exchange.before(run))
             step = None
@@ -153,6 +157,8 @@ class Player:
         """A response that had reasoning must come back with it, if the client asked for its content."""
         if agent is None or _REASONING_INCLUDE not in (body.get("include") or []):
             return
+        if exchange.asks_summary:
+            return  # what is summarised may be cut
         if not any(step.reasoning for step in agent.steps):
             return
         for run, step, _ in self._replay(exchange, agent):
@@ -163,6 +169,12 @@ class Player:
                     f"Response {run} of this conversation was sent with a reasoning item, which is missing."
                 )
                 raise check.Refused(what, "input")
+
+    def _check_window(self, exchange: Exchange, size: int) -> None:
+        window, tokens = self.scenario.window, _of_items(exchange.everything, size)
+        if window is not None and tokens > window:
+            what = f"Your input of {tokens} tokens exceeds the context window of {window} tokens."
+            raise check.Refused(what, "input", "context_length_exceeded")
 
     # -- what goes wrong
 
@@ -201,7 +213,9 @@ class Player:
             refusal = faults.refusal(fault, latency / 1000)
             if refusal is not None:
                 return refusal
-        origin = f"{key}\0{exchange.path}\0{len(exchange.runs)}".encode("utf-8", "replace")
+        count = exchange.past + len(exchange.runs)
+        what = "summary" if exchange.asks_summary else ""
+        origin = f"{key}\0{exchange.path}\0{count}{what}".encode("utf-8", "replace")
         ident = hashlib.blake2b(origin, digest_size=12).hexdigest()
         sealed = _REASONING_INCLUDE in (body.get("include") or [])
         output = _items(chosen, ident, sealed)
@@ -292,24 +306,25 @@ def _items(chosen: _Chosen, ident: str, sealed: bool) -> list[dict[str, Any]]:
     return items
 
 
+def _tokens(count: int) -> int:
+    return math.ceil(count / 4)
+
+
+def _of_items(items: list[dict[str, Any]], size: int) -> int:
+    """Tokens of a request of `size` bytes: four bytes are one, an image is IMAGE_TOKENS whatever its size."""
+    images = images_in(items)
+    return _tokens(size - sum(len(str(i.get("image_url"))) for i in images)) + IMAGE_TOKENS * len(images)
+
+
 def _usage(chosen: _Chosen, exchange: Exchange, size: int) -> dict[str, Any]:
-    """Four bytes are a token, an image is IMAGE_TOKENS whatever its size. What the last request held already
-    counts as cached."""
-
-    def tokens(count: int) -> int:
-        return math.ceil(count / 4)
-
-    def of_items(items: list[dict[str, Any]], size: int) -> int:
-        images = images_in(items)
-        return tokens(size - sum(len(str(i.get("image_url"))) for i in images)) + IMAGE_TOKENS * len(images)
-
-    thought = tokens(len((chosen.reasoning or "").encode()))
+    """What the last request held already counts as cached."""
+    thought = _tokens(len((chosen.reasoning or "").encode()))
     said = len((chosen.text or "").encode()) + sum(len(n) + len(a.encode()) for n, a in chosen.calls)
-    total_input = of_items(exchange.everything, size)
+    total_input = _of_items(exchange.everything, size)
     new = exchange.items[exchange.runs[-1][0] :] if exchange.runs else None
-    fresh = of_items(new, len(msgspec.json.encode(new))) if new is not None else total_input
+    fresh = _of_items(new, len(msgspec.json.encode(new))) if new is not None else total_input
     cached = max(total_input - fresh, 0)
-    output = thought + tokens(said)
+    output = thought + _tokens(said)
     return {
         "input_tokens": total_input,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},

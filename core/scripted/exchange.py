@@ -11,6 +11,10 @@ Item = dict[str, Any]
 _PATH = re.compile(r"^Agent path: (\S+)", re.MULTILINE)
 _OWN_TASK = re.compile(r"\AMessage Type: NEW_TASK\nTask name: (\S+)$", re.MULTILINE)
 _PAYLOAD = re.compile(r"^Payload:\n", re.MULTILINE)
+SUMMARY_ASKED = "<compaction_request>"
+"""How a message begins that asks for a summary of the conversation."""
+_SUMMARY = "<compacted_history>"
+_STOOD = re.compile(r"^scripted: (\d+) responses, step (\d+)$", re.MULTILINE)
 _BY_MODEL = frozenset({"function_call", "reasoning"})
 
 
@@ -43,6 +47,11 @@ def images_in(items: list[Item]) -> list[Item]:
 
 def by_model(item: Item) -> bool:
     return item.get("type") in _BY_MODEL or item.get("role") == "assistant"
+
+
+def place_mark(responses: int, step: int) -> str:
+    """What a summary says of where the conversation stood: the scripted model has no other memory."""
+    return f"scripted: {responses} responses, step {step}"
 
 
 class View:
@@ -111,6 +120,17 @@ class Exchange:
                     start = index
                     break
         self.items = everything[start:]
+        self.asks_summary = text_of(self.items[-1].get("content")).startswith(SUMMARY_ASKED)
+        self.compacted = False
+        self.past, self.stood = 0, 0
+        """How many responses a summary stands for, and the step that came next."""
+        for item in reversed(self.items):
+            text = text_of(item.get("content")) if item.get("role") == "user" else ""
+            if text.startswith(_SUMMARY):
+                self.compacted = True
+                if marks := _STOOD.findall(text):
+                    self.past, self.stood = map(int, marks[-1])
+                break
         self.runs: list[tuple[int, int]] = []
         begun: int | None = None
         for index, item in enumerate(self.items):

@@ -29,6 +29,9 @@ def refusal(fault: Fault, delay: float) -> Answer | None:
         case "server_error":
             text = message or "The server had an error while processing the request."
             return error_answer(500, text, kind="server_error", delay=delay, headers=headers)
+        case "context":
+            text = message or "Your input exceeds the context window of this model."
+            return error_answer(400, text, param="input", code="context_length_exceeded", delay=delay)
         case "html":
             return Answer(200, "text/html", delay, [(0.0, _PAGE)])
         case "reset":

@@ -1,10 +1,11 @@
 """Scenario files: what the model answers to whom. TOML, validated when loaded; unknown keys are refused.
 
-    title = "…"                       # scenario-wide: model, latency_ms, chunk_chars, chunk_ms
+    title = "…"                       # scenario-wide: model, latency_ms, chunk_chars, chunk_ms, window
     [[agents]]
     path = "/root"                    # a glob, or several; matched against `Agent path:` in the instructions
     first = "regex"                   # and, if given, searched in the agent's first message
     closing = "…"                     # what is said when the steps are used up
+    summary = "…"                     # what is said when a summary of the history is asked for
     [agents.captures]
     file = { in = "first", match = '"file": ("[^"]*")', json = true }
     [[agents.steps]]
@@ -73,6 +74,7 @@ FaultKind = Literal[
     "malformed_event",
     "malformed_arguments",
     "failed",
+    "context",
     "incomplete",
     "hang",
     "drip",
@@ -177,6 +179,8 @@ class Agent(_Part):
     path: str | list[str] = "*"
     first: Regex | None = None
     closing: str = "That was all of my part."
+    summary: str = "The work goes on as planned."
+    """Said when the history is compacted; behind it comes where the steps stand."""
     captures: dict[str, Capture] = {}
     steps: list[Step] = []
 
@@ -191,6 +195,7 @@ class Agent(_Part):
             if labels.count(label) > 1:
                 raise ValueError(f"two steps have the name {label!r}")
         _check_names("closing", names_in(self.closing), known)
+        _check_names("summary", names_in(self.summary), known)
         for number, step in enumerate(self.steps):
             used = names_in([step.text or "", step.reasoning or "", [call.arguments for call in step.calls]])
             _check_names(f"step {number}", used, known)
@@ -209,6 +214,8 @@ class Scenario(_Part):
     latency_ms: float = Field(default=0, ge=0)
     chunk_chars: int = Field(default=24, ge=1)
     chunk_ms: float = Field(default=0, ge=0)
+    window: int | None = Field(default=None, ge=1)
+    """Requests with more tokens than this are refused, as real models do."""
     agents: list[Agent] = []
     faults: list[RequestFault] = Field(alias="fault", default=[])
     _name: str = PrivateAttr(default="scenario")

@@ -194,6 +194,9 @@ def _plain_row(event: e.Event) -> Row | None:
         case e.ModelRetry():
             text = f"retry {event.attempt} in {event.delay:.1f} s: {event.reason}"
             return Row(seq=event.seq, role="notice", at=event.at, text=text, level="warning")
+        case e.CompactionAsked():
+            text = f"{event.by} asked for this history to be compacted before the next request"
+            return Row(seq=event.seq, role="notice", at=event.at, text=text)
         case e.HistoryCompacted():
             of = f" of {event.tokens:,} tokens" if event.tokens is not None else ""
             text = f"the history{of} was compacted; the model goes on from this summary:\n{event.summary}"
