@@ -398,7 +398,11 @@ async def test_agents_are_listed_below_a_path_by_whole_names(stage: Stage, gate:
         "nickname": watched.at("/root/a").nickname,
         "agent_status": {"completed": "seen"},
         "task": "look at everything",
+        "tokens": row["tokens"],
     }
+    used = watched.at("/root/a").tokens
+    assert used is not None
+    assert row["tokens"] == used.total > 0
 
 
 # --- stopping --------------------------------------------------------------------------------------------
