@@ -100,6 +100,25 @@ def resumed(*, cut: bool, stopped: list[str], working: list[str], jobs: list[str
     return RESUMED.format(own=RESUMED_CUT if cut else RESUMED_OTHER, rest=rest)
 
 
+def compacted(summary: str, team: str) -> str:
+    """What takes the place of a compacted history; nothing, if there is nothing to say."""
+    # A summary must not end the frame that says what it is.
+    inside = summary.strip().replace("compacted_history>", "compacted history>")
+    parts = ([f"Summary:\n{inside}"] if inside else []) + ([team] if team else [])
+    return COMPACTED.format(parts="\n\n".join(parts)) if parts else ""
+
+
+def team(agents: list[str], jobs: list[str]) -> str:
+    """Whom an agent must not forget; the lists are lines."""
+    lines: list[str] = []
+    for title, entries in ((TEAM_AGENTS, agents), (TEAM_JOBS, jobs)):
+        if entries:
+            lines += [title, *(f"- {entry}" for entry in entries[:LISTED])]
+            if len(entries) > LISTED:
+                lines.append(f"- and {len(entries) - LISTED} more (list_agents shows every agent)")
+    return "\n".join(lines)
+
+
 def instructions(
     *,
     path: str,
