@@ -37,14 +37,14 @@ def read_guide(folder: Path) -> str:
         path = place / NAME
         if not os.path.lexists(path):
             continue
-        shown = clean_line(str(path)).replace('"', "'")
+        shown = clean_line(str(path))
         try:
             text, room = _read(path, top, room)
         except _Unusable as why:
             log.warning("%s is left out: %s", shown, why)
             continue
         if text:
-            parts.append(guide_part(shown, text))
+            parts.append(guide_part(str(path), text))
     return "\n\n".join(reversed(parts))
 
 
