@@ -129,6 +129,9 @@ class ModelSettings(_Table):
     output: Price | None = None
     context_window: Count | None = None
     """In tokens. None: unknown until the server refuses a history for its length."""
+    max_output: Count | None = None
+    """Tokens of its longest answer. While a budget is kept each request says how long its answer may be, and
+    some servers refuse more than the model has."""
 
 
 class McpSettings(_Table):
@@ -512,8 +515,6 @@ def _notices(merged: dict[str, Any], folder: Path, notify: Callable[[str], None]
     """What is accepted and has no effect yet is said aloud: nobody may trust a budget that is not kept."""
     if merged.get("budget"):
         notify("the settings in [budget] are accepted but this version does not enforce them")
-    if merged.get("mcp"):
-        notify("the servers in [mcp] are accepted but this version does not start them")
     project = folder / ".watchroom" / "config.toml"
     if os.path.isfile(project):
         notify(f"{_show(project)} was ignored: project settings are not trusted by this version")

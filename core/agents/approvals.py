@@ -35,6 +35,8 @@ class Approvals:
         self._append = append
         self._unattended = unattended
         self._pending: dict[str, tuple[str, asyncio.Future[Verdict]]] = {}
+        self._questions: set[str] = set()
+        """Pending ones that do not end with a turn of the agent that they are asked at."""
         self._decided: OrderedDict[str, str] = OrderedDict()
 
     async def ask(
@@ -60,6 +62,27 @@ class Approvals:
         await self._append([asked])
         return await future
 
+    async def question(self, *, thread: str, text: str, cwd: Path, reason: str) -> Verdict:
+        """Ask the operator about something that is no call of `thread`, the agent at which it is shown: the
+        end of its turn leaves the question there. Cancelled, it is withdrawn."""
+        approval = uuid7()
+        asked = e.ApprovalRequested(
+            agent=thread, approval=approval, call="", command=text, cwd=str(cwd), reason=reason
+        )
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._pending[approval] = (thread, future)
+        self._questions.add(approval)
+        try:
+            await self._append([asked])
+            return await future
+        finally:
+            self._questions.discard(approval)
+            if self._pending.pop(approval, None) is not None:
+                by = "whoever asked has gone"
+                self._remember(approval, f"withdrawn ({by})")
+                gone = e.ApprovalDecided(agent=thread, approval=approval, decision="aborted", by=by)
+                await self._append([gone])
+
     async def decide(self, approval: str, *, approve: bool, by: str) -> None:
         """The first decision wins: it is taken from the table before anything is awaited."""
         entry = self._pending.pop(approval, None)
@@ -77,7 +100,8 @@ class Approvals:
 
     def abort(self, thread: str, by: str) -> list[e.Event]:
         """Withdraw what an agent still asks (its turn is over); the events to record."""
-        gone = [approval for approval, (owner, _) in self._pending.items() if owner == thread]
+        pending = [approval for approval, (owner, _) in self._pending.items() if owner == thread]
+        gone = [approval for approval in pending if approval not in self._questions]
         for approval in gone:
             _, future = self._pending.pop(approval)
             future.cancel()

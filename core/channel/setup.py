@@ -21,7 +21,10 @@ def setup_of(settings: Settings, environ: Mapping[str, str] | None = None) -> Se
     dumped["base_url"] = _from_anywhere(settings.base_url)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
     secrets = secret_values(environ, [settings.api_key_env]) | ({key} if key is not None else set())
-    return Setup(settings=dumped, api_key=key, environment=listed(environ), secrets=tuple(sorted(secrets)))
+    passed = {name for server in settings.mcp.values() if server.enabled for name in server.env_vars}
+    # No command gets the ones that are passed to servers: those are given what is listed, and nothing else.
+    environment = listed(environ) | {name: environ[name] for name in passed if name in environ}
+    return Setup(settings=dumped, api_key=key, environment=environment, secrets=tuple(sorted(secrets)))
 
 
 def _from_anywhere(base_url: str) -> str:

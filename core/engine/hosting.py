@@ -20,6 +20,7 @@ from core.domain import commands as c
 from core.domain.paths import depth
 from core.engine.guide import read_guide
 from core.engine.models import ModelPool
+from core.engine.servers import SwarmServers
 from core.engine.setup import environment_of
 from core.engine.workers import JobWorkers
 from core.jobs.service import JobService
@@ -88,7 +89,16 @@ class Hosting:
         sandbox = await self._find_sandbox(config)
         guide = self._store.redact(await asyncio.to_thread(read_guide, config.cwd))
         config = msgspec.structs.replace(config, sandboxed=sandbox is not None, guide=guide)
-        swarm = Swarm(
+        environment = environment_of(setup)
+        servers = SwarmServers(
+            settings.mcp,
+            cwd=config.cwd,
+            environment=environment,
+            clock=self._clock,
+            policy=settings.approval_policy,
+        )
+        self._redactor.learn(servers.secrets())
+        swarm = servers.swarm = Swarm(
             swarm=swarm_id,
             store=self._store,
             model=model,
@@ -96,7 +106,9 @@ class Hosting:
             clock=self._clock,
             tools=lambda spec: _tools(hosted, spec),
             publish=publish,
+            supplier=servers,
         )
+        held.push_async_callback(servers.aclose)
         jobs = JobService(
             swarm=swarm_id,
             store=self._store,
@@ -106,7 +118,6 @@ class Hosting:
             slots=swarm.slots.capacity,
             group=group,
         )
-        environment = environment_of(setup)
         policy = ShellPolicy(
             approval_policy=settings.approval_policy,
             mode=settings.sandbox,

@@ -291,6 +291,5 @@ def test_what_has_no_effect_yet_is_said(home: Home) -> None:
     loaded = home.load()
     assert loaded.budget.tokens == 1000
     assert loaded.mcp["files"].command == "serve"
-    assert len(home.notices) == 2
+    assert len(home.notices) == 1
     assert "[budget]" in home.notices[0]
-    assert "[mcp]" in home.notices[1]

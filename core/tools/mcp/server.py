@@ -61,6 +61,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 Elicit = Callable[[Question], Awaitable[Reply]]
 NOBODY = "nobody can be asked in this run"
+NO_CALL = "no call of its tools was running any more"
 
 
 class McpServer:
@@ -102,6 +103,9 @@ class McpServer:
         self._one_question = asyncio.Lock()
         self._answered = asyncio.Event()
         self._answered.set()
+        self._quiet = asyncio.Event()
+        """Set while no call runs: nothing is asked then."""
+        self._quiet.set()
         self._notes: list[list[str]] = []
         """One list per running call: what it should be told besides its answer."""
 
@@ -271,12 +275,15 @@ class McpServer:
         turn = contextlib.nullcontext() if self.settings.supports_parallel_tool_calls else self._turn
         notes: list[str] = []
         self._notes.append(notes)
+        self._quiet.clear()
         try:
             async with turn:
                 return await self._limited(self._called(offer, arguments, progress)), notes
         finally:
             # By identity: lists that are equal are not the same call's.
             self._notes = [other for other in self._notes if other is not notes]
+            if not self._notes:
+                self._quiet.set()
 
     async def _called(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> Any:
         connection = self._connection
@@ -349,7 +356,7 @@ class McpServer:
         try:
             async with self._one_question:
                 question = Question(server=self.name, message=said, schema=_cleaned(schema))
-                reply = await self._elicit(question)
+                reply = await self._while_called(self._elicit(question))
         finally:
             self._asking -= 1
             if not self._asking:
@@ -357,6 +364,23 @@ class McpServer:
         if reply.action != "accept":
             return self._declined(said, reply.reason or f"the operator chose {reply.action}", reply.action)
         return "accept", reply.content or {}
+
+    async def _while_called(self, asking: Awaitable[Reply]) -> Reply:
+        """The reply, if it comes before the end of the calls that a question may be for; else the question is
+        withdrawn (`asking` is cancelled)."""
+        task = asyncio.ensure_future(asking)
+        over = asyncio.ensure_future(self._quiet.wait())
+        try:
+            await asyncio.wait({task, over}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            return Reply(action="cancel", reason=NO_CALL)
+        finally:
+            over.cancel()
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(_taken)
+                await asyncio.wait({task})
 
     def _declined(self, said: str, reason: str, action: str = "decline") -> tuple[str, None]:
         for notes in self._notes:

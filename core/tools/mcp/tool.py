@@ -48,6 +48,11 @@ class McpTool(Tool):
         self._offer = offer
         self._policy = policy
 
+    @property
+    def server(self) -> str:
+        """The name of its server."""
+        return self._server.name
+
     def schema(self) -> dict[str, Any]:
         return self._offer.schema
 
