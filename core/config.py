@@ -282,7 +282,7 @@ def load_settings(
     for source in layers:
         merged = _merge(merged, source.values)
     merged["profile"] = chosen
-    _notices(merged, folder, notify)
+    _notices(folder, notify)
     settings = FileSettings.model_validate(merged)
     _check_url(settings.base_url)
     _check_waits(settings.agents)
@@ -511,10 +511,8 @@ def _check_waits(agents: AgentsSettings) -> None:
         )
 
 
-def _notices(merged: dict[str, Any], folder: Path, notify: Callable[[str], None]) -> None:
-    """What is accepted and has no effect yet is said aloud: nobody may trust a budget that is not kept."""
-    if merged.get("budget"):
-        notify("the settings in [budget] are accepted but this version does not enforce them")
+def _notices(folder: Path, notify: Callable[[str], None]) -> None:
+    """What is there and not used is said aloud."""
     project = folder / ".watchroom" / "config.toml"
     if os.path.isfile(project):
         notify(f"{_show(project)} was ignored: project settings are not trusted by this version")

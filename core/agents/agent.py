@@ -12,6 +12,7 @@ import msgspec
 
 from core.agents import prompts
 from core.agents.bounds import TurnBound
+from core.agents.budget import BudgetSpent, Meter
 from core.agents.history import History
 from core.agents.reload import read_history
 from core.agents.slots import Slot
@@ -90,6 +91,7 @@ class Agent:
         self.call_begun: dict[str, float] = {}
         """When each open call began, on the swarm's clock; not those that still wait for others to end."""
         self.turn_bound = TurnBound(swarm)
+        self.meter = Meter()
         self.startup = Startup(self)
         self._wake = asyncio.Event()
         self.children: dict[str, Agent] = {}
@@ -169,6 +171,7 @@ class Agent:
     def evict(self) -> None:
         """Leave the history to the store until the next turn."""
         self.history = History(self.path)
+        self.meter = Meter()
         self._unread = []
         self.startup.lost()
 
@@ -412,6 +415,10 @@ class Agent:
                 return
             except StoreError as unwritten:
                 error = unwritten
+        if isinstance(error, BudgetSpent):
+            wakes = not error.shared  # of the swarm's own limit its parent has nothing left either
+            await self._settle_interrupted(turn, seconds, Interruption("budget", str(error), wakes))
+            return
         if isinstance(error, ModelError | HistoryError | LimitError | StartupError | StoreError):
             # One event that could not be written fails its turn; a store that is lost refuses this too.
             text = str(error)
@@ -431,8 +438,10 @@ class Agent:
         told = self._tell_parent(prompts.start_failed_notice(self.path, error))
         await self.swarm.append([e.AgentFailed(agent=self.thread, error=error), *told])
 
-    async def _settle_interrupted(self, turn: str, seconds: float) -> None:
-        why = self._interruption or Interruption("engine", STOPPED, wake_parent=False)
+    async def _settle_interrupted(
+        self, turn: str, seconds: float, why: Interruption | None = None
+    ) -> None:
+        why = why or self._interruption or Interruption("engine", STOPPED, wake_parent=False)
         aborted = await self._abort_calls(f"interrupted by {why.by}")
         ended: list[e.Event] = [*aborted]
         if self.swarm.config.interrupt_message:
@@ -441,14 +450,15 @@ class Agent:
         ended.append(
             e.TurnInterrupted(agent=self.thread, turn=turn, by=why.by, reason=why.reason, seconds=seconds)
         )
-        ended += self._tell_parent(prompts.interrupted_notice(self.path, why.by), wake=why.wake_parent)
+        told = prompts.interrupted_notice(self.path, why.by, why.reason if why.by == "budget" else "")
+        ended += self._tell_parent(told, wake=why.wake_parent)
         await self.swarm.append(ended)
 
     async def _abort_calls(self, why: str) -> list[e.Event]:
         """Withdraw approvals, let writes on their way land, then give every open call an aborted end."""
         settled: list[e.Event] = [e.AgentWaits(agent=self.thread, wait=None)]
         await self.swarm.append(settled + self.swarm.approvals.abort(self.thread, "the turn ended"))
-        events: list[e.Event] = []
+        events: list[e.Event] = self.swarm.budgets.unsettled(self.thread, "the request was cut short")
         now = self.swarm.clock.monotonic()
         for call, index in self._open_calls.items():
             begun = self.call_begun.get(call)

@@ -12,6 +12,7 @@ from core.agents.agent import STOPPED, Agent, AgentSpec, Interruption
 from core.agents.approvals import Approvals
 from core.agents.births import Births
 from core.agents.bounds import check_message
+from core.agents.budget import Budgets
 from core.agents.comeback import ComeBack
 from core.agents.config import SwarmConfig
 from core.agents.errors import Refused, SwarmEnding
@@ -66,6 +67,7 @@ class Swarm:
         self.residency = Residency(config.limits.max_resident)
         self.images = Images(store.reader)
         self.approvals = Approvals(self.append, config.unattended)
+        self.budgets = Budgets(lambda: self.state)
         self.agents: dict[str, Agent] = {}
         """Live agents by thread id."""
         self.root: Agent | None = None
@@ -122,7 +124,7 @@ class Swarm:
             return []
         return await self.store.append(self.id, events, blobs=blobs)
 
-    def on_commit(self, events: Iterable[e.AnyEvent]) -> None:
+    def on_commit(self, events: Sequence[e.AnyEvent]) -> None:
         """Called for every committed batch, in order, before those who appended it go on."""
         for event in events:
             if event.agent is None:
@@ -136,6 +138,7 @@ class Swarm:
             if typed or isinstance(event, _OUTCOMES):
                 for watcher in self._watchers.get(event.agent, ()):
                     watcher.set()
+        self.budgets.on_commit(events)
 
     # --- entering -----------------------------------------------------------------------------------------
 

@@ -91,16 +91,7 @@ class Turn:
         if response.incomplete:
             note = f"the server ended the answer early: {response.incomplete}"
             events.append(e.Notice(agent=thread, text=note, level="warning"))
-        events.append(
-            e.ResponseCompleted(
-                agent=thread,
-                response=response.response,
-                model=response.model,
-                usage=response.usage,
-                seconds=round(seconds, 3),
-                attempts=response.attempts,
-            )
-        )
+        events += self._sampler.told(response, seconds)
         return events, calls, text
 
     def _call(self, item: dict[str, Any], beside: set[str]) -> e.ToolCalled:

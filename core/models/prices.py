@@ -21,6 +21,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """None: like the rest of the input."""
     output: float | None = None
     context_window: int | None = None
+    max_output: int | None = None
+    """The longest answer that may be asked of it, in tokens."""
 
     @property
     def priced(self) -> bool:

@@ -45,7 +45,8 @@ _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.fa
 
 
 class _Failed(Exception):
-    """One attempt failed. `hinted` is the server's own wait in seconds."""
+    """One attempt failed. `hinted` is the server's own wait in seconds; `metered`: it may have counted the
+    request, because it took it and did not refuse it."""
 
     def __init__(
         self,
@@ -55,12 +56,14 @@ class _Failed(Exception):
         status: int | None = None,
         retry: bool = False,
         hinted: float | None = None,
+        metered: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.status = status
         self.retry = retry
         self.hinted = hinted
+        self.metered = metered
 
 
 class _WithoutInclude(Exception):
@@ -134,6 +137,7 @@ class ResponsesClient:
                 delay=delay,
                 reason=str(failure),
                 rate_limited=failure.kind == "rate_limit",
+                metered=failure.metered,
             )
             await ticket.pause(delay)
 
@@ -147,6 +151,8 @@ class ResponsesClient:
                 async with aclosing(ticket.line()) as waits:
                     async for wait in waits:
                         yield wait
+                yield Sending()
+            elif attempt > 1:
                 yield Sending()
             async with aclosing(self._attempt(request, attempt)) as events:
                 async for event in events:
@@ -191,7 +197,7 @@ class ResponsesClient:
         spent = limited > self._patience or failures - limited > self._retries
         if not failure.retry or spent:
             tries = f" (after {failures} attempts)" if failures > 1 else ""
-            raise ModelError(text + tries, kind=kind, status=failure.status)
+            raise ModelError(text + tries, kind=kind, status=failure.status, metered=failure.metered)
         if kind == "rate_limit":
             return max(hinted or 0.0, backoff(limited, self._spread(), LONGEST_LIMITED))
         return hinted if hinted is not None else backoff(failures - limited, self._spread())
@@ -290,7 +296,7 @@ class ResponsesClient:
             except TimeoutError:
                 raise self._idled() from None
             except HttpFailure as failure:
-                raise self._network(failure) from None
+                raise self._network(failure, metered=True) from None
             size += len(chunk)
             if size > MAX_STREAM_BYTES:
                 raise self._broken(f"the response is larger than {MAX_STREAM_BYTES} bytes", retry=False)
@@ -350,6 +356,7 @@ class ResponsesClient:
             self._say(f"reported a failure while answering: {message}"),
             kind=cause,
             retry=cause in ("server", "rate_limit"),
+            metered=cause in ("server", "policy"),
         )
 
     async def _refused(self, reply: Reply, included: bool) -> None:
@@ -394,16 +401,16 @@ class ResponsesClient:
             return bytes(body[:MAX_ERROR_BYTES])  # the status alone says enough
         return bytes(body[:MAX_ERROR_BYTES])
 
-    def _network(self, failure: HttpFailure) -> _Failed:
-        return _Failed(
-            self._say(str(failure)), kind="network", retry=failure.cause not in ("tls", "protocol", "proxy")
-        )
+    def _network(self, failure: HttpFailure, *, metered: bool = False) -> _Failed:
+        retry = failure.cause not in ("tls", "protocol", "proxy")
+        return _Failed(self._say(str(failure)), kind="network", retry=retry, metered=metered)
 
     def _idled(self) -> _Failed:
-        return _Failed(self._say("sent nothing for too long"), kind="network", retry=True)
+        return _Failed(self._say("sent nothing for too long"), kind="network", retry=True, metered=True)
 
     def _broken(self, what: str, *, retry: bool = True) -> _Failed:
-        return _Failed(self._say(f"broke the protocol: {what}"), kind="protocol", retry=retry)
+        said = self._say(f"broke the protocol: {what}")
+        return _Failed(said, kind="protocol", retry=retry, metered=True)
 
     def _wrong(self, what: str, status: int | None = 200, *, kind: str = "protocol") -> _Failed:
         advice = "; check --base-url: it must lead to a server of the Responses API and usually ends in /v1"

@@ -42,16 +42,18 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sending(msgspec.Struct, frozen=True):
-    """The request that was queued is sent now."""
+    """The request that was queued or that failed is sent now."""
 
 
 class Retrying(msgspec.Struct, frozen=True, kw_only=True):
-    """The request failed and will be sent again after `delay` seconds. `rate_limited` tells 429 and 529."""
+    """The request failed and will be sent again after `delay` seconds. `rate_limited` tells 429 and 529;
+    `metered` that the server may have counted tokens of it."""
 
     attempt: int
     delay: float
     reason: str
     rate_limited: bool = False
+    metered: bool = False
 
 
 class Completed(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +78,16 @@ class ModelError(Exception):
     """A request that failed for good. `str()` is one line: server, status, the server's own message.
 
     `kind`: auth, not_found, bad_request, rate_limit, quota, context, policy, server, network, protocol.
+    `metered`: the server may have counted tokens of it all the same.
     """
 
-    def __init__(self, message: str, *, kind: str, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, kind: str, status: int | None = None, metered: bool = False
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.status = status
+        self.metered = metered
 
 
 class ModelClient(Protocol):

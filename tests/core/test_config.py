@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -286,10 +287,38 @@ def test_a_project_file_is_not_trusted(home: Home, tmp_path: Path) -> None:
     assert [str(project) in notice for notice in home.notices] == [True]
 
 
-def test_what_has_no_effect_yet_is_said(home: Home) -> None:
-    home.write("[budget]\ntokens = 1000\n[mcp.files]\ncommand = 'serve'\n")
+def test_a_budget_is_kept_and_nothing_is_said_of_it(home: Home) -> None:
+    home.write("[budget]\ntokens = 1000\ncost = 2.5\n[mcp.files]\ncommand = 'serve'\n")
     loaded = home.load()
-    assert loaded.budget.tokens == 1000
+    assert (loaded.budget.tokens, loaded.budget.cost) == (1000, 2.5)
     assert loaded.mcp["files"].command == "serve"
-    assert len(home.notices) == 1
-    assert "[budget]" in home.notices[0]
+    assert home.notices == []
+
+
+def test_the_catalog_says_what_models_cost_and_read(home: Home) -> None:
+    home.write(
+        '[catalog."gpt-5.1"]\ninput = 1.25\ncached_input = 0\noutput = 10\ncontext_window = 400000\n'
+        '[catalog."*"]\ninput = 1.0\noutput = 2.0\nmax_output = 8000\n'
+    )
+    catalog = home.load().catalog
+    assert (catalog["gpt-5.1"].input, catalog["gpt-5.1"].cached_input) == (1.25, 0)
+    assert catalog["gpt-5.1"].context_window == 400_000
+    assert catalog["*"].max_output == 8000
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("input = -1", "catalog.m.input"),
+        ("output = inf", "catalog.m.output"),
+        ("output = nan", "catalog.m.output"),
+        ("context_window = 0", "catalog.m.context_window"),
+        ('input = "1"', "catalog.m.input"),
+        ("inputs = 1", "did you mean input?"),
+    ],
+)
+def test_a_wrong_price_is_one_sentence(home: Home, line: str, said: str) -> None:
+    home.write(f"[catalog.m]\n{line}\n")
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        home.load()
+    assert "line 2" in str(caught.value)
