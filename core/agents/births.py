@@ -11,6 +11,7 @@ import msgspec
 
 from core.agents.agent import Agent, AgentSpec
 from core.agents.bounds import check_message
+from core.agents.budget import unpriced_sentence
 from core.agents.config import Role
 from core.agents.errors import Refused
 from core.agents.slots import Slot
@@ -127,6 +128,9 @@ class Births:
             raise LimitError("max_threads", self._config.limits.max_threads, held)
         if parent is not None and parent.closing:
             raise Refused(f"{parent.path} is being closed; nothing is started below it")
+        budget = self._swarm.state.budget
+        if (why := unpriced_sentence(budget, self._config.catalog, [birth.model])) is not None:
+            raise Refused(why)
         path, nickname = self._swarm.registry.reserve(parent.path if parent else None, birth.name)
         spec = self._spec(birth, path, nickname)
         try:

@@ -55,6 +55,11 @@ class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
     budget: Budget = Budget()
     """What its starter lets it spend."""
 
+    def models(self) -> set[str]:
+        """All that its settings name."""
+        named = [self.model, self.subagent_model, *(role.model for role in self.roles.values())]
+        return {model for model in named if model is not None}
+
     def entry_of(self, model: str) -> ModelEntry:
         """What is known of `model`; nothing, if the settings do not have it."""
         return entry_of(self.catalog, model)

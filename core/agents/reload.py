@@ -18,6 +18,7 @@ from core.store.jobs import ENGINE_ENDED
 from core.store.store import Store
 
 BY = "engine"
+BUDGET = "budget"
 
 
 class TakeOver(msgspec.Struct, frozen=True):
@@ -38,6 +39,10 @@ def take_over(state: SwarmState, resumed: e.SwarmResumed, *, interrupt_message: 
     for event in events:
         apply(ahead, event)
     root = ahead.agents.get(ahead.root or "")
+    if root is not None and root.start_failed:
+        # Its start-up is tried again, and then reads what waits for it.
+        events.append(e.AgentResumed(agent=root.thread, by=resumed.by))
+        return TakeOver(events, None)
     if root is None or not _goes_on(ahead, root):
         return TakeOver(events, None)
     turn = uuid7()
@@ -52,18 +57,33 @@ def stopped_by_engine(agent: AgentState) -> bool:
     return agent.status == "interrupted" and (said == f"by {BY}" or said.startswith(f"by {BY}: "))
 
 
+def stopped_by_budget(agent: AgentState) -> bool:
+    """Whether a limit of the budget stopped an agent's last turn."""
+    return agent.status == "interrupted" and agent.status_message.startswith(f"by {BUDGET}: ")
+
+
+def stopped_by_shared_budget(agent: AgentState) -> bool:
+    """Whether that limit is one of the swarm's own: then nobody was woken to see to it."""
+    own = f"by {BUDGET}: limit reached: budget.per_agent_"
+    return stopped_by_budget(agent) and not agent.status_message.startswith(own)
+
+
+def _cut_short(agent: AgentState) -> bool:
+    return stopped_by_engine(agent) or stopped_by_budget(agent)
+
+
 def _goes_on(state: SwarmState, root: AgentState) -> bool:
     """It was cut, or somebody waits for its answer, or agents that would have woken it were cut since."""
     if root.status == "shutdown":
         return False
-    if stopped_by_engine(root):
+    if _cut_short(root):
         return True
     if root.turns == 0:
         return False  # its first input, if it has one, starts it as it would have
     if any(mail.thread == root.thread and state.wakes(mail) for mail in state.mail.values()):
         return True
     return any(
-        stopped_by_engine(agent) and agent.outcome_seq > root.outcome_seq
+        _cut_short(agent) and agent.outcome_seq > root.outcome_seq
         for agent in state.agents.values()
         if agent.job is None
     )
@@ -95,6 +115,19 @@ def _repairs(state: SwarmState, interrupt_message: bool) -> list[e.Event]:
             events += _cut(state, agent, agent.turn, interrupt_message)
         if agent.job is not None:
             events.append(e.AgentClosed(agent=agent.thread, by=BY))
+    events += [
+        e.McpServerChanged(
+            agent=server.thread,
+            server=server.server,
+            status="ended",
+            detail=ENGINE_ENDED,
+            required=server.required,
+            seconds=server.seconds,
+        )
+        for server in state.servers.values()
+        if server.status in ("starting", "ready")
+        and (server.thread is None or state.agents[server.thread].status != "shutdown")
+    ]
     return events
 
 
@@ -128,10 +161,10 @@ def _notice(state: SwarmState, root: AgentState) -> str:
             continue
         if agent.thread in woken:
             working.append(agent)
-        elif stopped_by_engine(agent):
+        elif _cut_short(agent):
             stopped.append(agent)
     return prompts.resumed(
-        cut=stopped_by_engine(root),
+        cut=_cut_short(root),
         stopped=[_line(agent) for agent in stopped],
         working=[_line(agent) for agent in working],
         jobs=[

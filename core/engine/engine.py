@@ -25,7 +25,7 @@ from core.engine.errors import CODES, CommandError, EngineError
 from core.engine.hosting import Hosted, Hosting
 from core.engine.models import ModelPool
 from core.engine.pages import agents_page
-from core.engine.resume import take_over, threads_of, unattended_of
+from core.engine.resume import take_over, threads_of, unattended_of, with_budget
 from core.engine.setup import settings_of, swarm_config
 from core.engine.steer import steer
 from core.jobs.service import JobRequest, check_request
@@ -212,6 +212,7 @@ class Engine:
             command.unattended or unattended_of(found),
             threads=threads_of(found, settings),
         )
+        config = with_budget(config, found)
         async with AsyncExitStack() as held:
             hosted = await self._host(held, found.swarm, command.setup, settings, config)
             begin = await take_over(hosted.swarm, hosted.jobs, by=command.author)
@@ -257,6 +258,7 @@ class Engine:
             swarm, config = hosted.swarm, hosted.swarm.config
             await self.store.create(swarm.id)
             self._hosted[swarm.id] = hosted
+            budget = [e.BudgetSet(budget=config.budget, by=command.author)] if config.budget else []
             await swarm.append(
                 [
                     e.SwarmStarted(
@@ -270,7 +272,8 @@ class Engine:
                         sandboxed=config.sandboxed,
                         unattended=config.unattended,
                         slots=config.limits.max_threads,
-                    )
+                    ),
+                    *budget,
                 ]
             )
             await self._serving(hosted, held.pop_all())

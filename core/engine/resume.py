@@ -7,11 +7,14 @@ from typing import Literal
 
 import msgspec
 
+from core.agents.config import SwarmConfig
 from core.agents.reload import take_over as taken_over
 from core.agents.swarm import Swarm
 from core.config import Settings
 from core.domain import events as e
 from core.domain.state import SwarmState
+from core.domain.status import Budget
+from core.engine.setup import check_prices
 from core.jobs.service import JobService
 from core.store.jobs import StoredJob
 from core.store.reload import queued_mail
@@ -43,7 +46,9 @@ async def take_over(swarm: Swarm, jobs: JobService, *, by: str) -> Begin:
     state = await store.reopen(swarm.id)
     try:
         taken = taken_over(state, _resumed(swarm, by), interrupt_message=swarm.config.interrupt_message)
-        await store.jobs.take_over(swarm.id, taken.events)
+        budget = swarm.config.budget
+        changed = [e.BudgetSet(budget=budget, by=by)] if budget != state.budget else []
+        await store.jobs.take_over(swarm.id, [*taken.events, *changed])
         mail = await queued_mail(store.reader, swarm.id)
         left = await jobs.left_over()
     except BaseException:
@@ -63,6 +68,22 @@ def _resumed(swarm: Swarm, by: str) -> e.SwarmResumed:
         unattended=config.unattended,
         slots=config.limits.max_threads,
     )
+
+
+def with_budget(config: SwarmConfig, state: SwarmState) -> SwarmConfig:
+    """What the resumer limits, and what else was limited before. Raises SetupError for money with models that
+    have no price."""
+    budget = Budget(
+        **{
+            name: limit
+            if (limit := getattr(config.budget, name)) is not None
+            else getattr(state.budget, name)
+            for name in Budget.__struct_fields__
+        }
+    )
+    config = msgspec.structs.replace(config, budget=budget)
+    check_prices(config, (agent.model for agent in state.agents.values() if agent.status != "shutdown"))
+    return config
 
 
 def unattended_of(state: SwarmState) -> Literal["wait", "refuse"]:

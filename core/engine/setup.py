@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from pydantic import SecretStr, ValidationError
 
+from core.agents.budget import unpriced_sentence
 from core.agents.config import Role, SwarmConfig
 from core.config import FileSettings, Settings
 from core.domain.commands import Setup
@@ -68,7 +69,7 @@ def swarm_config(
         )
         for name, role in agents.roles.items()
     }
-    return SwarmConfig(
+    config = SwarmConfig(
         cwd=folder,
         model=settings.model or "scripted",
         limits=limits,
@@ -85,6 +86,15 @@ def swarm_config(
         catalog={name: ModelEntry(**entry.model_dump()) for name, entry in settings.catalog.items()},
         budget=Budget(**settings.budget.model_dump()),
     )
+    check_prices(config)
+    return config
+
+
+def check_prices(config: SwarmConfig, models: Iterable[str] = ()) -> None:
+    """Raises SetupError for a budget in money with a model, of the settings or of `models`, that has no
+    price."""
+    if (why := unpriced_sentence(config.budget, config.catalog, [*config.models(), *models])) is not None:
+        raise SetupError(why)
 
 
 def _folder(base: Path, cwd: str) -> Path:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from core.agents.bounds import check_message
+from core.agents.budget import unpriced_sentence
 from core.agents.swarm import Swarm
 from core.domain import commands as c
+from core.domain import events as e
+from core.domain.status import Budget
 from core.engine.errors import CommandError
+
+MOST_TOKENS = 2**53
+MOST_DOLLARS = 10**9
 
 Steering = c.SendInput | c.Interrupt | c.Close | c.ResumeAgent | c.SetBudget | c.Compact | c.Decide
 
@@ -42,8 +48,30 @@ async def steer(command: Steering, swarm: Swarm) -> dict[str, Any]:
                 return {"resumed": would, "changed": False}
             resumed = await swarm.comeback.resume(command.thread, by=by)
             return {"resumed": resumed, "changed": bool(resumed)}
-        case c.SetBudget() | c.Compact():
+        case c.SetBudget():
+            return await _set_budget(command, swarm)
+        case c.Compact():
             raise CommandError("not in this version", "refused")
         case c.Decide():
             await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
             return {"changed": True}
+
+
+async def _set_budget(command: c.SetBudget, swarm: Swarm) -> dict[str, Any]:
+    """None leaves a limit as it is, 0 takes it away."""
+    old = swarm.state.budget
+    limits: dict[str, Any] = {}
+    for name in Budget.__struct_fields__:
+        value = getattr(command, name)
+        most = MOST_DOLLARS if name.endswith("cost") else MOST_TOKENS
+        if value is not None and not 0 <= value <= most:
+            raise CommandError(f"the budget's {name} must be from 0 (no limit) to {most:,}", "usage")
+        limits[name] = getattr(old, name) if value is None else value or None
+    budget = Budget(**limits)
+    models = {agent.model for agent in swarm.state.agents.values() if agent.status != "shutdown"}
+    if (why := unpriced_sentence(budget, swarm.config.catalog, swarm.config.models() | models)) is not None:
+        raise CommandError(why, "refused")
+    changed = budget != old
+    if changed and not command.dry_run:
+        await swarm.append([e.BudgetSet(budget=budget, by=command.author)])
+    return {"budget": limits, "changed": changed and not command.dry_run}
