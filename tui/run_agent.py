@@ -1,4 +1,4 @@
-"""`watchroom agent list|interrupt|close|send`: see and steer agents of live engines from a script.
+"""`watchroom agent list|interrupt|close|resume|send|compact`: see and steer agents of live engines.
 
 The list is read from the store, so that a busy engine is never disturbed by it. The others go to the engine
 that owns the agent's swarm, name exactly one agent, and answer what changed (decision 46).
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.channel.client import ClientError, EngineBusy, EngineGone
-from core.domain.commands import Close, Interrupt, Reply, ResumeAgent, SendInput
+from core.domain.commands import Close, Compact, Interrupt, Reply, ResumeAgent, SendInput
 from core.domain.state import AgentState
 from core.safety.text import clean_line
 from core.store.errors import NotFound, StoreError
@@ -92,6 +92,10 @@ def send(args: Namespace) -> int:
     return _change(args, "send", text)
 
 
+def compact(args: Namespace) -> int:
+    return _change(args, "compact")
+
+
 _EFFECTS = {"interrupt": "stopped", "close": "closed", "resume": "resumed"}
 """What a reply calls those whom a command changed."""
 _NOTHING = {"interrupt": "it runs no turn", "close": "it is closed already", "resume": "it is open already"}
@@ -139,13 +143,15 @@ def _change(args: Namespace, verb: str, text: str = "") -> int:
         async with Reader.open(settings.home) as reader:
             target = _only(args.agent, await find_agents(reader, args.agent, args.swarm))
             who = {"swarm": target.swarm, "thread": target.thread, "author": author}
-            command: Interrupt | Close | ResumeAgent | SendInput
+            command: Interrupt | Close | ResumeAgent | SendInput | Compact
             if verb == "interrupt":
                 command = Interrupt(**who, cascade=args.cascade, dry_run=args.dry_run)
             elif verb == "close":
                 command = Close(**who, dry_run=args.dry_run)
             elif verb == "resume":
                 command = ResumeAgent(**who, dry_run=args.dry_run)
+            elif verb == "compact":
+                command = Compact(**who, dry_run=args.dry_run)
             else:
                 command = SendInput(**who, text=text, dry_run=args.dry_run)
             async with engine_of(settings.home, target.swarm) as client:
@@ -226,6 +232,10 @@ def _lines(result: _Result, verb: str, dry_run: bool) -> list[str]:
     if verb == "send":
         said = "would get the text" if dry_run else "got the text"
         return [f"{name} {said}"]
+    if verb == "compact":
+        when = "its history is compacted before its next request"
+        asked = result.value.get("changed") or dry_run
+        return [f"{name}: {when}" if asked else f"nothing to do for {name}: {when} already"]
     done = "interrupted" if verb == "interrupt" else _EFFECTS[verb]
     people = result.people(_EFFECTS[verb])
     lines = [f"{'would be ' if dry_run else ''}{done}: {_name(person)}" for person in people]

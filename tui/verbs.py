@@ -298,6 +298,12 @@ VERBS: dict[str, Verb] = {
         f'{PROGRAM} agent send iris "look at the tests too"',
         _agent_send,
     ),
+    "agent compact": Verb(
+        "tui.run_agent:compact",
+        "have an agent's history replaced by a summary before its next request",
+        f"{PROGRAM} agent compact iris",
+        _agent_close,
+    ),
     "job run": Verb(
         "tui.run_job:run",
         "map one worker agent over each row of a CSV file",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from core.agents.calls import CallRunner, brief_of
-from core.agents.sampling import Sampler
+from core.agents.compaction import Compaction
+from core.agents.sampling import Sampler, message_text
 from core.domain import events as e
-from core.models.types import Completed
+from core.models.types import Completed, ModelError
 from core.safety.nesting import depth_of
 from core.safety.text import clean_line
 
@@ -32,6 +33,7 @@ class Turn:
         self._swarm = agent.swarm
         self.id = turn
         self._sampler = Sampler(agent, turn)
+        self._compaction = Compaction(agent, self._sampler)
 
     async def run(self, cause: str | None) -> TurnEnd:
         """`cause` None: its begin is recorded already. Raises ModelError when the model cannot answer, and
@@ -51,8 +53,16 @@ class Turn:
             await self._agent.load()
             await self._agent.startup.prepare()
             await self._agent.ensure_slot()
+            if await self._compaction.when_due():
+                continue  # what came meanwhile goes with the next request
             agent = self._agent
-            response, seconds = await self._sampler.ask(agent.history.items, agent.definitions)
+            try:
+                response, seconds = await self._sampler.ask(agent.history.items, agent.definitions)
+            except ModelError as error:
+                if not await self._compaction.rescue(error):
+                    raise
+                continue
+            self._compaction.answered(response)
             events, calls, text = self._record(response, seconds)
             message = text if text is not None else message
             if not calls:
@@ -111,13 +121,6 @@ class Turn:
             brief=brief_of(self._agent.tools, name, arguments),
             category=tool.category if tool is not None else "other",
         )
-
-
-def message_text(item: dict[str, Any]) -> str:
-    """The text of an output message; a refusal is text too."""
-    parts = item.get("content") or []
-    texts = [part.get("text") or part.get("refusal") or "" for part in parts if isinstance(part, dict)]
-    return "".join(str(text) for text in texts)
 
 
 def _reasoning(thread: str, item: dict[str, Any]) -> e.Reasoning:

@@ -137,7 +137,9 @@ class SetBudget(Command, frozen=True, kw_only=True, tag="set_budget"):
 
 
 class Compact(Command, frozen=True, kw_only=True, tag="compact"):
-    """Have an agent's history replaced by a summary before its next request. Reply: {"changed"}."""
+    """Have an agent's history replaced by a summary before its next request, also if that is long after.
+    Reply: {"changed"}; False if it was asked for already. Refused, like input, for an agent that starts up or
+    could not, and for one that has no history yet."""
 
     swarm: str
     thread: str

@@ -16,7 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.agents import prompts
 from core.agents.agent import Agent
+from core.agents.compaction import ask_for
+from core.agents.history import History, user_item
 from core.agents.registry import UnknownAgent
 from core.agents.reload import read_history
 from core.agents.swarm import Refused, Swarm
@@ -34,6 +37,7 @@ from tests.core.crash import check, home_settings, journal, leave, stand
 SLOTS, DEPTH, AGENTS, RESIDENT = 3, 2, 6, 2
 LIMITS = {"max_threads": SLOTS, "max_depth": DEPTH, "max_agents": AGENTS, "max_resident": RESIDENT}
 NAMES = ("a", "b", "c")
+ASKED = user_item(prompts.COMPACT)
 IN_VAIN = (Refused, UnknownAgent, PathError, LimitError)
 OPS = (
     *("spawn", "spawn", "spawn", "answer", "answer", "answer", "input", "message", "followup"),
@@ -48,6 +52,7 @@ OPS = (
         "resume",
         "resume",
         "pass",
+        "compact",
         "crash",
     ),
 )
@@ -58,7 +63,7 @@ class Puppet:
 
     server = "puppet"
 
-    def __init__(self, lived: Callable[[str], Awaitable[list[dict[str, Any]]]]) -> None:
+    def __init__(self, lived: Callable[[str], Awaitable[History]]) -> None:
         """`lived`: asked for an agent's history as the journal tells it."""
         self.lived = lived
         self.asked: dict[str, asyncio.Future[Answer]] = {}
@@ -69,7 +74,11 @@ class Puppet:
         thread = request.cache_key
         assert thread not in self.asked, "two requests of one agent at once"
         assert_paired(request.input)
-        assert request.input == await self.lived(thread), "sent what it has not been through"
+        lived = await self.lived(thread)
+        if request.input[-1:] == [ASKED]:
+            assert request.input[:-1] == lived.answered, "summarises what it has not been through"
+        else:
+            assert request.input == lived.items, "sent what it has not been through"
         answer = self.asked[thread] = asyncio.get_running_loop().create_future()
         try:
             assert sum(one != self.root for one in self.asked) <= SLOTS - 1, "more requests than slots"
@@ -144,10 +153,10 @@ class Machine:
             await asyncio.gather(*self.going, return_exceptions=True)
             self.going.clear()
 
-    async def lived(self, thread: str) -> list[dict[str, Any]]:
+    async def lived(self, thread: str) -> History:
         swarm = self.swarm
         history, _ = await read_history(swarm.store, self.id, thread, swarm.state.seq)
-        return history.items
+        return history
 
     async def die(self) -> None:
         """Keep the home as the engine's death would leave it now: whatever is on its way is not there."""
@@ -198,6 +207,8 @@ class Machine:
                 self.begin(self.tell(op, one, other))
             case "interrupt" | "cascade":
                 self.begin(self.swarm.interrupt(one.thread, by="operator", cascade=op == "cascade"))
+            case "compact":
+                self.begin(ask_for(self.swarm, one.thread, by="operator"))
             case "close" if one is not self.swarm.root:
                 self.begin(self.swarm.close(one.thread, by="operator"))
             case "resume" if self.closed:
