@@ -79,6 +79,8 @@ class History:
         self._open: set[str] = set()
         self._heard: list[Item] = []
         """Of the items, those that operator and agents said."""
+        self._tasks: list[Item] = []
+        """Of those, what the operator typed and the tasks: a turn of a fork begins with each of them."""
         self._answered = len(self.items)
         """Before this index are the items that the model has made or answered."""
         self._base: int | None = None
@@ -94,7 +96,9 @@ class History:
                 self._add_user(event.text)
                 return
             case e.AgentMessage():
-                self._heard.append(self._append_user(mail_text(event, self.path)))
+                self._heard.append(item := self._append_user(mail_text(event, self.path)))
+                if event.kind == "NEW_TASK":
+                    self._tasks.append(item)
             case e.AssistantMessage():
                 content = [{"type": "output_text", "text": event.text, "annotations": []}]
                 self._append_own({"type": "message", "role": "assistant", "content": content})
@@ -139,8 +143,11 @@ class History:
             text = f"{self._user_text}\n\n{text}"
             self.items.pop()
             self._heard.pop()
+            self._tasks.pop()
         self._user_text = text
-        self._heard.append(self._append_user(text))
+        item = self._append_user(text)
+        self._heard.append(item)
+        self._tasks.append(item)
 
     def _append_user(self, text: str) -> Item:
         """Reasoning that led to nothing (its answer was cut) goes: servers refuse it without what follows."""
@@ -167,7 +174,7 @@ class History:
         return self._base == self._answered
 
     def _compact(self, event: e.HistoryCompacted) -> None:
-        said = {id(item) for item in self._heard}
+        said, tasks = _ids(self._heard), _ids(self._tasks)
         answered, new = self.items[: self._answered], self.items[self._answered :]
         if event.reason == "error" and new:
             most = UNREAD * event.keep // len(new)
@@ -175,10 +182,13 @@ class History:
         else:
             kept = [(item, item) for item in new]
         left = event.keep - sum(size_of(text_of(item)) for _, item in kept)
-        old = _newest([item for item in answered if id(item) in said], left)
+        heard = [item for item in answered if id(item) in said]
+        old = _newest(heard, left)
         about = prompts.compacted(event.summary, event.team)
         self.items = [*old, *([user_item(about)] if about else []), *(item for _, item in kept)]
-        self._heard = [*old, *(item for was, item in kept if id(was) in said)]
+        moved = [*zip(heard[len(heard) - len(old) :], old, strict=True), *kept]
+        self._heard = [item for was, item in moved if id(was) in said]
+        self._tasks = [item for was, item in moved if id(was) in tasks]
         self._answered = self._base = len(self.items) - len(kept)
         self._open.clear()
         self._last_text.clear()
@@ -190,16 +200,20 @@ class History:
     def inherit(self, above: History, fork: str) -> None:
         """Begin with what a fork takes over of `above`: `all` or a number of turns."""
         self.items = above.fork(None if fork == "all" else int(fork))
-        said = {id(item) for item in above._heard}
+        said, tasks = _ids(above._heard), _ids(above._tasks)
         self._heard = [item for item in self.items if id(item) in said]
+        self._tasks = [item for item in self.items if id(item) in tasks]
         self._answered = len(self.items)
 
     def fork(self, turns: int | None) -> list[Item]:
-        """What a fork takes over: messages of users and answers, no reasoning, no calls. `turns` None: all,
-        else the last N turns (a turn begins with a user message)."""
+        """What a fork takes over: what the operator typed, tasks and answers; no reasoning, no calls, none of
+        the mail that its agents sent each other beside. `turns` None: all, else the last N turns (one begins
+        with what the operator typed, or a task)."""
+        tasks = _ids(self._tasks)
+        beside = _ids(self._heard) - tasks
         kept: list[Item] = []
         for index, item in enumerate(self.items):
-            if item.get("type") != "message":
+            if item.get("type") != "message" or id(item) in beside:
                 continue
             following = self.items[index + 1] if index + 1 < len(self.items) else None
             final = following is None or following.get("role") == "user"
@@ -207,8 +221,12 @@ class History:
                 kept.append(item)
         if turns is None:
             return kept
-        starts = [i for i, item in enumerate(kept) if item["role"] == "user"]
+        starts = [i for i, item in enumerate(kept) if id(item) in tasks]
         return kept[starts[-turns] :] if len(starts) > turns else kept
+
+
+def _ids(items: Iterable[Item]) -> set[int]:
+    return {id(item) for item in items}
 
 
 def _newest(items: Sequence[Item], limit: int) -> list[Item]:
