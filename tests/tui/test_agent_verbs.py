@@ -210,6 +210,22 @@ def test_send_reaches_one_agent_with_the_name_of_who_sent_it(shell: Shell, runni
     assert "--as" in shell.refused(exits.USAGE, "agent", "send", "/root/quick", "x", "--as", "\x1b[31m")
 
 
+def test_compact_is_asked_for_once_and_shows_in_the_transcript(shell: Shell, running: dict[str, Any]) -> None:
+    found = agents(shell)["/root/quick"]
+    dry = shell.json("agent", "compact", "/root/quick", "--dry-run")
+    assert (dry["changed"], dry["dry_run"], dry["thread"]) == (False, True, found["thread"])
+    name, when = f"{found['nickname']} (/root/quick)", "its history is compacted before its next request"
+    assert shell("agent", "compact", found["nickname"], "--as", "nightly").lines == [f"{name}: {when}"]
+    again = shell("agent", "compact", "/root/quick")
+    assert (again.code, again.lines) == (exits.OK, [f"nothing to do for {name}: {when} already"])
+    assert shell.json("agent", "compact", "/root/quick")["changed"] is False
+    rows = shell.json("session", "show", found["thread"])["rows"]
+    said = [row["text"] for row in rows if "compacted" in row["text"]]
+    assert said == ["nightly asked for this history to be compacted before the next request"]
+    shell("agent", "close", "/root/quick")
+    assert "is closed" in shell.refused(exits.ERROR, "agent", "compact", "/root/quick")
+
+
 # --- whom ------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from core.agents.compaction import KEEP
 from core.agents.history import text_of
+from core.agents.startup import StartupError
 from core.agents.swarm import Swarm
 from core.domain import events as e
 from core.domain.commands import Close, Compact, Interrupt, SendInput
@@ -21,10 +22,12 @@ from tests.clock import settle
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import Gate, Stage, Tick
 from tests.core.agents.test_resume import Later
+from tests.core.agents.test_startup import Slow, slow
 from tests.core.agents.test_tools import spawn, wait
 from tests.core.crash import check, leave
 from tests.core.harness import Watched
 
+__all__ = ["slow"]
 BIG = "x" * 4_000
 WINDOW = {"catalog": {"*": {"context_window": 6_000}}}
 
@@ -266,6 +269,22 @@ async def test_one_that_has_no_history_or_is_closed_is_refused(stage: Stage) -> 
         assert refused.error == "/root has had no turn yet: it has no history to compact"
         dry = await compact(watched, dry_run=True)
         assert not dry.ok
+
+
+async def test_one_that_starts_up_or_could_not_is_refused_with_the_reason(stage: Stage, slow: Slow) -> None:
+    async with stage.play({"/root": [step(spawn("a")), step(text="end")], "/root/a": []}) as watched:
+        await slow.begun("/root/a")
+        for dry_run in (False, True):
+            starts = await compact(watched, "/root/a", dry_run=dry_run)
+            assert (starts.ok, starts.code) == (False, "refused")
+            assert "is still starting up" in starts.error
+        slow.ends("/root/a", StartupError("docs: no such program"))
+        await watched.until(lambda s: is_(s, "/root/a", "errored"))
+        failed = await compact(watched, "/root/a")
+        assert (failed.ok, failed.code) == (False, "refused")
+        assert failed.error == "/root/a could not start: docs: no such program; resume it to try again"
+        await watched.quiet()
+    assert not watched.of(e.CompactionAsked)
 
 
 async def test_asking_twice_without_a_turn_between_costs_one_summary(stage: Stage) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from core.domain import events as e
-from core.domain.commands import Decide, Interrupt
+from core.domain.commands import Compact, Decide, Interrupt
 from core.domain.state import SwarmState
 from core.domain.status import Usage
 from tests.clock import FakeClock
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import HANGING, WAIT, Gate, Stage, outputs, passes
+from tests.core.agents.test_compaction import texts
 from tests.core.agents.test_races import Stubborn
 from tests.core.agents.test_resume import Later, running, waiting
 from tests.core.crash import check
@@ -131,6 +132,46 @@ async def test_complaint_2_the_parent_is_not_woken_or_a_result_is_lost(stage: St
     # All of it is in the last request: the model has read it.
     last = [item["content"][0]["text"] for item in stage.bodies()[-1]["input"] if item["type"] == "message"]
     assert sum("Message Type: FINAL_ANSWER" in text for text in last) == sum(turns.values())
+
+
+async def test_complaint_2_after_a_compaction_it_no_longer_knows_its_children(
+    stage: Stage, gate: Gate
+) -> None:
+    """The history in which it spawned them is gone; it waits for them, writes to them and hears them."""
+    agents = {
+        "/root": [
+            step(spawn("a", message="count the hats"), spawn("b", message="count the shoes")),
+            step(call("gate")),
+            step(call("send_message", target="a", message="and the gloves")),
+            step(wait("a", "b", mode="all")),
+            step(call("followup_task", target="b", message="again")),
+            step(wait("b")),
+            step(text="all is counted"),
+        ],
+        "/root/a": [step(call("wait_agent", timeout_ms=WAIT)), step(text="three hats")],
+        "/root/b": [step(text="two shoes"), step(text="still two")],
+    }
+    async with stage.play(agents, task="count") as watched:
+        await watched.until(lambda s: gate.entered.is_set() and waiting("/root/a", "agents")(s))
+        await watched.until(lambda s: status(s, "/root/b") == "completed")
+        reply = await watched.client.send(Compact(swarm=watched.swarm, thread=watched.root))
+        assert reply.value == {"changed": True}
+        gate.open.set()
+        await watched.quiet()
+    assert watched.at("/root").status_message == "all is counted"
+    assert len(watched.of(e.HistoryCompacted, "/root")) == 1
+    first = next(body for body in stage.bodies() if "<compacted_history>" in str(body["input"]))
+    assert not any(item["type"] == "function_call" for item in first["input"])
+    (summary,) = [text for text in texts(first) if text.startswith("<compacted_history>")]
+    a, b = watched.at("/root/a"), watched.at("/root/b")
+    assert f"- /root/a ({a.nickname}), running: count the hats" in summary
+    assert f"- /root/b ({b.nickname}), completed: count the shoes" in summary
+    # What b answered before is a message: it stays.
+    assert any("Sender: /root/b" in text and text.endswith("two shoes") for text in texts(first))
+    assert "and the gloves" in texts(stage.bodies("/root/a")[-1])[-1]
+    both, again = (json.loads(text)["status"] for text in outputs(watched, "/root", "wait_agent"))
+    assert both == {"a": {"completed": "three hats"}, "b": {"completed": "two shoes"}}
+    assert again == {"b": {"completed": "still two"}}
 
 
 # --- 3: deadlines ------------------------------------------------------------------------------------------

@@ -283,3 +283,52 @@ async def test_items_that_are_none(item: dict[str, object], words: str) -> None:
 
 async def test_no_input() -> None:
     assert "at least one item" in await refused(Talk(LINEAR))
+
+
+# --- compaction --------------------------------------------------------------------------------------------
+
+LONG = """
+window = 400
+[[agents]]
+path = "*"
+summary = "{agent_path} goes on after {task}"
+[[agents.steps]]
+text = "one"
+[[agents.steps]]
+calls = [{ name = "x" }]
+[[agents.steps]]
+text = "three"
+"""
+ASKS = "<compaction_request>\nSum up.\n</compaction_request>"
+
+
+async def test_a_summary_says_where_the_steps_stood_and_they_go_on_from_there() -> None:
+    talk = Talk(LONG)
+    assert text_of(await talk.ask("the task")) == "one"
+    first = await talk.ask("next")
+    talk.history.append(output(calls_of(first)[0], "out"))
+    before = list(talk.history)
+    summary = text_of(await talk.ask(ASKS))
+    assert summary == "/root goes on after the task\nscripted: 2 responses, step 2"
+    talk.history = [user("the task"), user(f"<compacted_history>\n{summary}\n</compacted_history>")]
+    talk.restart()
+    third = await talk.ask("go on")
+    assert text_of(third) == "three"
+    # No id is given a second time.
+    ids = [item["id"] for item in [*before, *third] if "id" in item]
+    assert len(set(ids)) == len(ids) == 3
+
+
+async def test_a_second_summary_counts_on_from_the_first() -> None:
+    talk = Talk(LONG)
+    talk.history = [user("<compacted_history>\nscripted: 7 responses, step 2\n</compacted_history>")]
+    assert text_of(await talk.ask("go on")) == "three"
+    assert text_of(await talk.ask(ASKS)).endswith("\nscripted: 8 responses, step 3")
+
+
+async def test_a_request_longer_than_the_window_is_refused_as_real_servers_do() -> None:
+    talk = Talk(LONG)
+    with pytest.raises(ModelError, match="exceeds the context window of 400 tokens") as raised:
+        await talk.ask("x" * 1600)
+    assert raised.value.kind == "context"
+    assert raised.value.status == 400
