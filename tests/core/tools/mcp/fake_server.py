@@ -127,6 +127,11 @@ def ask(number: object, arguments: dict, meta: dict) -> None:
     _want(number, "elicitation/create", {"message": f"{ESC}which one?", "requestedSchema": form})
 
 
+def ask_values(number: object, arguments: dict, meta: dict) -> None:
+    form = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    _want(number, "elicitation/create", {"message": "which name?", "requestedSchema": form})
+
+
 def ask_page(number: object, arguments: dict, meta: dict) -> None:
     page = {"mode": "url", "message": "log in", "url": "https://example.org", "elicitationId": "e"}
     _want(number, "elicitation/create", page)
@@ -184,6 +189,7 @@ CALLS = {
     },
     "ask": ask,
     "ask_page": ask_page,
+    "ask_values": ask_values,
     "sample": sample,
     "rename": rename,
     "change": change,
