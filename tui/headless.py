@@ -15,7 +15,7 @@ from core.domain.events import AnyEvent, ApprovalRequested, encode
 from core.domain.state import SwarmState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
-from tui import exits, signals
+from tui import exits, signals, spent
 from tui.farewell import short_id
 from tui.follow import follow
 from tui.output import Out, escape_json
@@ -34,6 +34,8 @@ class Outcome:
     thread: str = ""
     status: str = ""
     message: str = ""
+    spent: str | None = None
+    """What the budget said, if it stopped the run."""
 
 
 def run(
@@ -150,20 +152,26 @@ def _judge(state: SwarmState, outcome: Outcome) -> int:
     root = state.agents.get(outcome.thread)
     if root is None:
         raise exits.Quit(exits.ERROR, f"swarm {outcome.swarm} has lost its root")
+    outcome.spent = spent.stopped(state)
     if root.status == "idle" and state.jobs:  # a root that only holds a job (decision 30)
-        return _judge_jobs(state)
+        return _judge_jobs(state, outcome)
     if root.status == "idle":
         again = f"watchroom resume {short_id(outcome.swarm)}"
         raise exits.Quit(exits.ERROR, f"the root waits for its first input: {again} on a terminal")
     outcome.status, outcome.message = root.status, root.status_message
+    if outcome.spent is not None:
+        return exits.BUDGET
     return exits.OK if root.status == "completed" else exits.ERROR
 
 
-def _judge_jobs(state: SwarmState) -> int:
+def _judge_jobs(state: SwarmState, outcome: Outcome) -> int:
     """The exit code of `job run`, for a job that was resumed."""
     for job in state.jobs.values():
         _say(f"job {job.name}: {job.completed} of {job.total} rows done, {job.failed} failed")
         _say(f"its results: watchroom job show {job.job[:8]}")
+    if any(job.status == "paused" for job in state.jobs.values()):
+        outcome.spent = spent.paused(state)
+        return exits.BUDGET
     if any(job.status == "failed" for job in state.jobs.values()):
         return exits.ERROR
     whole = all(job.status == "completed" and not job.failed for job in state.jobs.values())
@@ -178,13 +186,17 @@ def _close(outcome: Outcome, code: int, mode: Mode) -> None:
         return
     if code == exits.PIPE:
         return
-    if outcome.status == "errored":
+    if code == exits.BUDGET and outcome.spent is not None:
+        _say(f"the budget stopped it: {outcome.spent}")
+    elif outcome.status == "errored":
         _say(outcome.message)
     elif outcome.status:
         _say(f"the root ended as {outcome.status} {outcome.message}")
     if outcome.thread:
         _say(f"what happened so far is stored: watchroom session show {outcome.thread}")
-    if outcome.swarm and outcome.status in ("", "interrupted"):
+    if outcome.swarm and outcome.spent is not None:
+        _say(f"go on with: {spent.way_on(outcome.swarm, outcome.spent)}")
+    elif outcome.swarm and outcome.status in ("", "interrupted"):
         _say(f"go on with: watchroom resume {short_id(outcome.swarm)}")
 
 

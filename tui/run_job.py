@@ -12,11 +12,11 @@ from typing import Any, Literal
 from core.clock import Clock, SystemClock
 from core.config import Settings
 from core.domain.commands import RunJob
-from core.domain.events import AnyEvent, JobEnded, JobExported, JobRowEnded, JobStarted
+from core.domain.events import AnyEvent, JobEnded, JobExported, JobPaused, JobRowEnded, JobStarted
 from core.domain.state import JobState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
-from tui import exits, headless, reading, setup, signals
+from tui import exits, headless, reading, setup, signals, spent
 from tui.farewell import short_id
 from tui.output import Out
 from tui.plain import PlainLines
@@ -39,6 +39,8 @@ class Run:
     error: str | None = None
     """Why the job failed, or why its CSV could not be written."""
     failures: int = field(default=0)
+    spent: str | None = None
+    """What the budget said, if it paused the job."""
 
 
 def run(args: Namespace, engine: Connect | None = None) -> int:
@@ -132,11 +134,15 @@ async def _run(settings: Settings, command: RunJob, progress: str, engine: Conne
                 so_far.swarm,
                 view,
                 teller.tell,
-                lambda state: so_far.job in state.jobs and state.jobs[so_far.job].ended,
+                lambda state: so_far.job in state.jobs and _over(state.jobs[so_far.job]),
             )
         finally:
             await teller.progress.end()
     return _judge(so_far)
+
+
+def _over(job: JobState) -> bool:
+    return job.ended or job.status == "paused"
 
 
 class _Teller:
@@ -174,6 +180,8 @@ class _Teller:
                 run.output = event.path
             case JobEnded():
                 run.error = event.error
+            case JobPaused():
+                run.spent = event.reason
             case _:
                 return
         await self._draw(event)
@@ -184,7 +192,7 @@ class _Teller:
             return
         width = _columns() if self.progress.in_place else None
         text = line(job, rate=self._rate.per_minute(event.at), width=width, glyphs=self._glyphs)
-        await self.progress.show(text, self._clock.monotonic(), last=isinstance(event, JobEnded))
+        await self.progress.show(text, self._clock.monotonic(), last=isinstance(event, JobEnded | JobPaused))
 
 
 def _mode(progress: str) -> Literal["line", "lines", "off"]:
@@ -204,6 +212,8 @@ def _columns() -> int:
 
 def _judge(so_far: Run) -> int:
     job = so_far.state
+    if so_far.spent is not None:
+        return exits.BUDGET
     if job is None or job.status == "failed" or so_far.error is not None:
         return exits.ERROR
     return exits.OK if job.status == "completed" and not job.failed else exits.FAILED_ROWS
@@ -216,10 +226,14 @@ def _close(so_far: Run, code: int | None) -> None:
         return
     if so_far.error is not None:
         _say(so_far.error)
+    if so_far.spent is not None:
+        _say(f"the budget stopped it: {so_far.spent}")
     if job is not None:
         done = f"{job.completed} of {job.total} rows done, {job.failed} failed"
         _say(f"{done}; results so far are stored: watchroom job show {so_far.job[:8]}")
-    if job is None or not job.ended:
+    if so_far.spent is not None:
+        _say(f"go on with: {spent.way_on(so_far.swarm, so_far.spent)}")
+    elif job is None or not job.ended:
         _say(f"go on with: watchroom resume {short_id(so_far.swarm)}")
 
 

@@ -18,7 +18,6 @@ from core.store.jobs import ENGINE_ENDED
 from core.store.store import Store
 
 BY = "engine"
-BUDGET = "budget"
 
 
 class TakeOver(msgspec.Struct, frozen=True):
@@ -57,19 +56,8 @@ def stopped_by_engine(agent: AgentState) -> bool:
     return agent.status == "interrupted" and (said == f"by {BY}" or said.startswith(f"by {BY}: "))
 
 
-def stopped_by_budget(agent: AgentState) -> bool:
-    """Whether a limit of the budget stopped an agent's last turn."""
-    return agent.status == "interrupted" and agent.status_message.startswith(f"by {BUDGET}: ")
-
-
-def stopped_by_shared_budget(agent: AgentState) -> bool:
-    """Whether that limit is one of the swarm's own: then nobody was woken to see to it."""
-    own = f"by {BUDGET}: limit reached: budget.per_agent_"
-    return stopped_by_budget(agent) and not agent.status_message.startswith(own)
-
-
 def _cut_short(agent: AgentState) -> bool:
-    return stopped_by_engine(agent) or stopped_by_budget(agent)
+    return stopped_by_engine(agent) or agent.spent is not None
 
 
 def _goes_on(state: SwarmState, root: AgentState) -> bool:

@@ -377,6 +377,13 @@ def _job_row_ended(state: SwarmState, event: e.JobRowEnded, changes: Changes) ->
     _job_set(state, changes, job, **fields)
 
 
+def _job_paused(state: SwarmState, event: e.JobPaused, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None:
+        _job_set(state, changes, job, status="paused")
+        changes.swarm = True
+
+
 def _job_ended(state: SwarmState, event: e.JobEnded, changes: Changes) -> None:
     job = state.jobs.get(event.job)
     if job is not None:
@@ -421,6 +428,7 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.JobStarted: _job_started,
     e.JobRowClaimed: _job_row_claimed,
     e.JobRowEnded: _job_row_ended,
+    e.JobPaused: _job_paused,
     e.JobEnded: _job_ended,
     e.JobExported: _job_exported,
 }

@@ -395,6 +395,13 @@ class JobReportRefused(Event, frozen=True, kw_only=True):
     result: str = ""
 
 
+class JobPaused(Event, frozen=True, kw_only=True):
+    """No further row is started: the rows that are left wait until the job is gone on with."""
+
+    job: str
+    reason: str
+
+
 class JobEnded(Event, frozen=True, kw_only=True):
     job: str
     status: Literal["completed", "failed", "cancelled"]
@@ -444,6 +451,7 @@ AnyEvent = (
     | JobRowClaimed
     | JobRowEnded
     | JobReportRefused
+    | JobPaused
     | JobEnded
     | JobExported
 )

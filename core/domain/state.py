@@ -14,6 +14,9 @@ import msgspec
 from core.domain.events import EPOCH
 from core.domain.status import SETTLED, Budget, Spending, Status, Usage, Wait
 
+_SPENT = "by budget: "
+_OWN_LIMIT = "limit reached: budget.per_agent_"
+
 
 class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     thread: str
@@ -65,6 +68,17 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def start_failed(self) -> bool:
         """Whether its start-up failed: it has no turns before it is resumed."""
         return self.status == "errored" and self.turns == 0
+
+    @property
+    def spent(self) -> str | None:
+        """What the budget said when it stopped this agent's last turn; None if it did not."""
+        said = self.status_message
+        return said.removeprefix(_SPENT) if self.status == "interrupted" and said.startswith(_SPENT) else None
+
+    @property
+    def spent_all(self) -> bool:
+        """Whether a limit of the whole swarm stopped it: then nobody was woken to see to it."""
+        return self.spent is not None and not self.spent.startswith(_OWN_LIMIT)
 
 
 class OpenCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -8,7 +8,7 @@ from core.agents.errors import Refused, SwarmEnding
 from core.agents.swarm import Swarm
 from core.domain.limits import LimitError
 from core.jobs.errors import JobInputError
-from core.jobs.workers import Outcome, WorkersGone
+from core.jobs.workers import Outcome, WorkersGone, WorkersUnpaid
 from core.tools.base import Tool
 
 
@@ -59,5 +59,7 @@ class JobWorkers:
             )
         except SwarmEnding as error:
             raise WorkersGone(str(error)) from error
+        if state.spent_all:
+            raise WorkersUnpaid(state.spent)
         status = state.status if state.status in ("completed", "interrupted") else "errored"
         return Outcome(status=status, message=state.status_message)

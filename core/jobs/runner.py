@@ -19,7 +19,7 @@ from core.jobs.prompt import ended_message, first_message
 from core.jobs.report import ReportTool
 from core.jobs.schema import SchemaChecker
 from core.jobs.template import Template
-from core.jobs.workers import Workers, WorkersGone
+from core.jobs.workers import Workers, WorkersGone, WorkersUnpaid
 from core.safety.text import clean_line, shorten
 from core.store.jobs import Claim
 from core.store.store import Store, StoreError
@@ -71,6 +71,8 @@ class JobRunner:
         """Nothing was pending at the last look, and nothing went back to the queue since."""
         self._stopped_by: str | None = None
         self._cancelled_by: str | None = None
+        self._unpaid: dict[str, str] = {}
+        """Workers that the budget stopped, and what it said: their rows go back to the queue."""
         self._ending = False
         self.error: str | None = None
         """What went wrong with the job as a whole."""
@@ -99,7 +101,8 @@ class JobRunner:
     # --- the job -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Returns when the job has ended, or, with rows left, when its swarm ends. Raises StoreError."""
+        """Returns when the job has ended, or, with rows left, when its swarm ends or when its budget is
+        spent. Raises StoreError."""
         plan = self.plan
         try:
             await self._store.jobs.start(plan.swarm, plan.job, plan.concurrency)
@@ -136,7 +139,7 @@ class JobRunner:
     def _over(self) -> bool:
         if self._stopped_by is None and self._cancelled_by is None and self._owner_closed():
             self.cancel(by="the end of its owner")
-        return self._stopped_by is not None or self._cancelled_by is not None
+        return self._stopped_by is not None or self._cancelled_by is not None or bool(self._unpaid)
 
     def _owner_closed(self) -> bool:
         owner = self._store.state(self.plan.swarm).agents.get(self.plan.owner)
@@ -190,6 +193,10 @@ class JobRunner:
             # The row fails first, so that a worker which is hard to stop cannot still report.
             await self._row_failed(claim, error)
             worker.cancel()
+        elif claim.worker in self._unpaid and self._cancelled_by is None:
+            why = self._unpaid[claim.worker]
+            await self._store.jobs.give_back(plan.swarm, plan.job, claim.item, claim.worker, why)
+            self._settle(claim)
         elif worker.cancelled():
             await self._row_failed(claim, self._cancelled_text(), final=self._cancelled_by is not None)
         else:
@@ -220,6 +227,9 @@ class JobRunner:
             )
         except (StoreError, WorkersGone):
             raise
+        except WorkersUnpaid as unpaid:
+            self._unpaid[claim.worker] = str(unpaid)
+            return str(unpaid)
         except Exception as error:
             log.info("job %s: no worker for %s: %r", plan.job, claim.item, error)
             return _sentence(error)
@@ -262,8 +272,12 @@ class JobRunner:
 
     async def _finish(self) -> None:
         """The CSV first: whoever hears that the job has ended finds it complete."""
-        self._ending = True
         plan = self.plan
+        by = self._cancelled_by or self._stopped_by
+        if by is None and self._unpaid:
+            await self._store.jobs.pause(plan.swarm, plan.job, next(iter(self._unpaid.values())))
+            return
+        self._ending = True
         if plan.output_path is not None and self._cancelled_by is None:
             self.error = await self._export(plan.output_path)
         by = self._cancelled_by or self._stopped_by

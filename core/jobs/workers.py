@@ -21,6 +21,11 @@ class WorkersGone(Exception):
     """The swarm is ending: no worker can be started any more. The job stays as it is, to be gone on with."""
 
 
+class WorkersUnpaid(Exception):
+    """The swarm's budget has stopped a worker, and would stop every other: the job pauses. The message is the
+    budget's sentence."""
+
+
 class Workers(Protocol):
     def check_role(self, role: str | None) -> None:
         """Raises JobInputError if there is no such role."""
@@ -48,6 +53,7 @@ class Workers(Protocol):
         under the thread id `thread`, with `message` as its task and `tools` beside those of every worker.
 
         Returns when its first turn has ended and it is closed. Cancelling the call stops and closes it.
-        Raises WorkersGone, or any other exception when it cannot start: its text becomes the row's error.
+        Raises WorkersGone, WorkersUnpaid, or any other exception when it cannot start: its text becomes the
+        row's error.
         """
         ...

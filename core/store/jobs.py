@@ -75,7 +75,7 @@ _REQUEUE = (
 _LEFT_OVER = (
     "SELECT job, name, owner, instruction, input_path, output_path, concurrency, headers, output_schema, raw,"
     " max_attempts, max_runtime_seconds, auto_export, model, role, stopped_by FROM agent_jobs"
-    " WHERE swarm = ? AND status IN ('pending', 'running') ORDER BY created_at, job"
+    " WHERE swarm = ? AND status IN ('pending', 'running', 'paused') ORDER BY created_at, job"
 )
 _STORED = (
     'SELECT item, row_index, source_id, "values", status, attempt, last_error, result, reported_at, ended_at'
@@ -348,6 +348,43 @@ class JobStore:
                 error=problem,
             )
             return status, [ended]
+
+        return await self._store.transact(swarm, op)
+
+    async def give_back(self, swarm: str, job: str, item: str, worker: str, why: str) -> None:
+        """A row goes back to the queue without using up an attempt; its worker can no longer report it."""
+        problem = self._redact(why)
+
+        def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
+            row_index, attempt = _place(db, job, item)
+            if not db.execute(_REQUEUE, (job, item, worker)):
+                return None, []
+            db.execute(_END_ATTEMPT, ("interrupted", problem, self._now(), job, item, worker))
+            back = e.JobRowEnded(
+                agent=_owner(db, job),
+                job=job,
+                item=item,
+                row_index=row_index,
+                attempt=attempt,
+                status="pending",
+                worker=worker,
+                error=problem,
+            )
+            return None, [back]
+
+        await self._store.transact(swarm, op)
+
+    async def pause(self, swarm: str, job: str, reason: str) -> bool:
+        """running → paused, until it is started again; whether it was."""
+
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            changed = db.execute(
+                "UPDATE agent_jobs SET status = 'paused' WHERE job = ? AND swarm = ? AND status = 'running'",
+                (job, swarm),
+            )
+            if not changed:
+                return False, []
+            return True, [e.JobPaused(agent=_owner(db, job), job=job, reason=self._redact(reason))]
 
         return await self._store.transact(swarm, op)
 

@@ -1,0 +1,43 @@
+"""How a run that its budget has stopped is gone on with."""
+
+from __future__ import annotations
+
+import re
+
+from core.domain.state import SwarmState
+from tui.farewell import short_id
+
+_NUMBER = r"\$?([\d,]+(?:\.\d+)?)"
+_LIMIT = re.compile(
+    rf"limit reached: (budget\.[a-z_]+) = {_NUMBER}; (?:.*has spent )?{_NUMBER}.* needs at least {_NUMBER}"
+)
+
+
+def stopped(state: SwarmState) -> str | None:
+    """What the budget said when it stopped a swarm: its root, a job, or agents for which nobody else can do
+    anything. None if it did not."""
+    root = state.agents.get(state.root or "")
+    if root is not None and root.spent is not None:
+        return root.spent
+    return next(
+        (agent.spent for agent in state.agents.values() if agent.spent_all and agent.job is None), None
+    )
+
+
+def paused(state: SwarmState) -> str:
+    """What the budget said when it paused a job."""
+    said = [agent.spent for agent in state.agents.values() if agent.spent_all]
+    return next((sentence for sentence in reversed(said) if sentence), "its budget is spent")
+
+
+def way_on(swarm: str, sentence: str) -> str:
+    """The command that goes on, with twice the limit that `sentence` names, or more if that is not enough."""
+    found = _LIMIT.match(sentence)
+    again = f"watchroom resume {short_id(swarm)}"
+    if found is None:
+        return again
+    limit, used, needed = (float(number.replace(",", "")) for number in found.groups()[1:])
+    enough = 2 * limit
+    while enough < used + 2 * needed:
+        enough *= 2
+    return f"{again} -c {found[1]}={int(enough) if enough.is_integer() else round(enough, 4)}"
