@@ -165,6 +165,8 @@ def agent_look(agent: AgentState, now: datetime, glyphs: Glyphs) -> Look:
     style = STYLES[name]
     if name == "done" and (now - agent.last_at).total_seconds() > QUIET_SECONDS:
         style = "muted"
+    if agent.wait is not None and agent.wait.reason == "budget" and name == "waiting":
+        style = "amber"
     word = "lost" if agent.status == "not_found" else _WORDS[name]
     if agent.status == "pending_init" and agent.wait is None:
         word = "starts"

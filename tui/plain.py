@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from core.domain import events as e
 from core.domain.state import call_key
-from core.safety.text import clean_line, ordinal, shorten
+from core.safety.text import clean_line, shorten
+from core.view import budget, words
 from core.view.cleaning import clean_struct
 from core.view.swarm import SwarmView
 from tui.progress import line as progress_line
@@ -100,14 +101,13 @@ class PlainLines:
 
     def _waits(self, event: e.AgentWaits) -> list[str]:
         wait = event.wait
-        if wait is None or wait.reason in ("agents", "job", "approval", "startup", "mail", "retry"):
+        if wait is None or wait.reason in ("agents", "job", "approval", "mail", "retry"):
             return []  # the call, the ask or the retry has a line of its own
         limited = wait.reason in ("rate_limit", "budget")
         if not (limited or self._shown(event)):
             return []
         place = self.view.place(event.agent or "") if wait.reason == "slot" else None
-        detail = wait.detail if place is None else f"({ordinal(place)} in line)"
-        return self._say(event, "waits", wait.reason.replace("_", " "), detail)
+        return self._say(event, "waits", words.waits_for(wait, place, event.at))
 
     def _turn_completed(self, event: e.TurnCompleted) -> list[str]:
         if not self._shown(event):
@@ -121,6 +121,36 @@ class PlainLines:
         if self._worker(event):
             return []
         return self._say(event, "interrupted", f"by {event.by}", event.reason)
+
+    # --- what it runs on and spends ------------------------------------------------------------------------
+
+    def _server(self, event: e.McpServerChanged) -> list[str]:
+        """A server of one agent is told with that agent; one that starts is told when it has."""
+        if event.status == "starting" or (event.status == "ready" and self._worker(event)):
+            return []
+        whose = f"{self._name(event.agent)} " if event.agent is not None else ""
+        return [_detail(f"{whose}mcp {words.server(event)}")]
+
+    def _budget_set(self, event: e.BudgetSet) -> list[str]:
+        """Every limit with what is used of it; said for every swarm that has one."""
+        found = budget.limits(self.view.state)
+        said = "; ".join(limit.words() for limit in found) or "no limit"
+        return [f"swarm budget {said} {_detail(f'(by {event.by})' if event.by else '')}".rstrip()]
+
+    def _usage_unknown(self, event: e.UsageUnknown) -> list[str]:
+        """It matters only where it counts against a limit."""
+        if not self.view.state.budget:
+            return []
+        spent = f"{event.tokens:,} tokens count as used:"
+        return self._say(event, "usage unknown", spent, event.reason or "the server did not say")
+
+    def _compacted(self, event: e.HistoryCompacted) -> list[str]:
+        if not self._shown(event):
+            return []
+        of = f"{event.tokens:,} tokens" if event.tokens is not None else "the history"
+        return self._say(
+            event, "compacted", of, {"operator": "because it was asked to"}.get(event.reason, "")
+        )
 
     # --- words -------------------------------------------------------------------------------------------
 
@@ -238,6 +268,10 @@ _HANDLERS: dict[type[e.Event], Callable[[PlainLines, Any], list[str]]] = {
     e.TurnCompleted: PlainLines._turn_completed,
     e.TurnFailed: PlainLines._turn_failed,
     e.TurnInterrupted: PlainLines._turn_interrupted,
+    e.McpServerChanged: PlainLines._server,
+    e.BudgetSet: PlainLines._budget_set,
+    e.UsageUnknown: PlainLines._usage_unknown,
+    e.HistoryCompacted: PlainLines._compacted,
     e.UserMessage: PlainLines._user_message,
     e.AgentMessage: PlainLines._agent_message,
     e.AssistantMessage: PlainLines._assistant_message,

@@ -58,6 +58,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the sending agent for `agent`, who typed for `user`."""
     level: str = "info"
     call: Call | None = None
+    folds: bool = False
+    """Whether its text is long and of the second order: a face shows its first line until asked for all."""
 
 
 class Transcript:
@@ -200,7 +202,7 @@ def _plain_row(event: e.Event) -> Row | None:
         case e.HistoryCompacted():
             of = f" of {event.tokens:,} tokens" if event.tokens is not None else ""
             text = f"the history{of} was compacted; the model goes on from this summary:\n{event.summary}"
-            return Row(seq=event.seq, role="notice", at=event.at, text=text)
+            return Row(seq=event.seq, role="notice", at=event.at, text=text, folds=True)
         case e.TurnFailed():
             return Row(seq=event.seq, role="notice", at=event.at, text=event.error, level="error")
         case e.TurnInterrupted():

@@ -608,8 +608,8 @@ async def test_the_line_for_a_slot_is_shown_as_it_is_now() -> None:
     async with app.run_test(size=WIDE) as pilot:
         await ready(pilot)
         rows = {name: line for name in ("ash", "elm") for line in on_screen(app).splitlines() if name in line}
-        assert "queued  1st in line" in rows["ash"]
-        assert "queued  2nd in line" in rows["elm"]
+        assert "queued  slot: 1st in line" in rows["ash"]
+        assert "queued  slot: 2nd in line" in rows["elm"]
 
 
 async def test_quitting_counts_who_waits_for_a_slot_too() -> None:

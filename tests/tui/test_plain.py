@@ -46,9 +46,9 @@ def test_who_waits_for_a_slot_says_its_place_and_who_comes_back_says_by_whom() -
     lines = told([*story.opening(), *born, *wait, e.AgentWaits(agent="b"), wait[1], *over])
     assert [line[9:] for line in lines[-6:]] == [
         "cedar spawned by root (/root/c)",
-        "birch waits slot (1st in line)",
-        "cedar waits slot (2nd in line)",
-        "cedar waits slot (1st in line)",
+        "birch waits slot: 1st in line",
+        "cedar waits slot: 2nd in line",
+        "cedar waits slot: 1st in line",
         "cedar closed by /root",
         "cedar resumed by operator",
     ]

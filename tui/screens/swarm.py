@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.cells import cell_len
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widget import Widget
 
 from core.clock import Clock
-from core.domain.commands import Close, Decide, Interrupt, SendInput
-from core.domain.state import AgentState
+from core.domain.commands import SendInput
+from core.domain.state import AgentState, McpServerState
+from core.view import budget, words
 from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import Glyphs
 from tui.paint import Line
-from tui.screens.confirm import ConfirmScope
+from tui.screens import keys
 from tui.screens.help import HelpScreen
 from tui.screens.layout import LEAST_HEIGHT, LEAST_WIDTH, sizes
+from tui.screens.steering import Steering
 from tui.widgets.agent_tree import AgentTree
 from tui.widgets.bars import (
     Divider,
     Hairline,
-    HeadLine,
     JobHead,
-    NeedsBar,
     Peek,
     RollCall,
     Tabs,
@@ -40,17 +40,17 @@ from tui.widgets.bars import (
     TreeHead,
 )
 from tui.widgets.composer import Composer, ComposerLabel
+from tui.widgets.head import HeadLine
 from tui.widgets.job_table import JobTable
 from tui.widgets.key_line import KeyLine, live_bindings
 from tui.widgets.line_view import LineView, jump
+from tui.widgets.needs import NeedsBar
 from tui.widgets.painted import Painted
+from tui.widgets.question import AnswerField, QuestionBar
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from tui.app import WatchroomApp
-
-GUARD_SECONDS = 0.3
-"""A decision so soon after the bar changed was meant for what stood there before."""
 
 
 class TooSmall(Painted):
@@ -59,61 +59,7 @@ class TooSmall(Painted):
 
 
 class SwarmScreen(Screen[None]):
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f", "follow", "follow", id="follow", tooltip="Follow the end of the transcript, or pause"),
-        Binding(
-            "n", "error(1)", "error", key_display="n", id="error.next", tooltip="Next error in this pane"
-        ),
-        Binding("N", "error(-1)", "", show=False, id="error.previous", tooltip="Previous error in this pane"),
-        Binding(
-            "a", "decide(True)", "approve", show=False, id="approve", tooltip="Approve what the bar shows"
-        ),
-        Binding("d", "decide(False)", "deny", show=False, id="deny", tooltip="Deny what the bar shows"),
-        Binding(
-            "exclamation_mark",
-            "next_need",
-            "next",
-            show=False,
-            id="needs.next",
-            tooltip="Next that needs you",
-        ),
-        Binding("i", "interrupt", "interrupt", id="interrupt", tooltip="Interrupt the selected agent's turn"),
-        Binding("x", "close", "close", id="close", tooltip="Close the selected agent and what is below it"),
-        Binding(
-            "m", "message", "message", priority=True, id="message", tooltip="Write to the selected agent"
-        ),
-        Binding(
-            "c",
-            "message_root",
-            "to root",
-            show=False,
-            priority=True,
-            id="message.root",
-            tooltip="Write to the root",
-        ),
-        Binding("p", "parent", "parent", show=False, id="parent", tooltip="Select the parent"),
-        Binding("J", "jobs", "jobs", id="jobs", tooltip="Open or close the job table"),
-        Binding("tab", "pane(1)", "pane", show=False, id="pane.next", tooltip="Next pane"),
-        Binding("shift+tab", "pane(-1)", "pane", show=False, id="pane.previous", tooltip="Previous pane"),
-        Binding("1", "show('agents')", "agents", show=False, id="pane.agents", tooltip="The agents"),
-        Binding("2", "show('thread')", "thread", show=False, id="pane.thread", tooltip="The transcript"),
-        Binding("3", "show('jobs')", "jobs", show=False, id="pane.jobs", tooltip="The job table"),
-        Binding(
-            "y", "copy_id", "copy id", show=False, id="copy", tooltip="Copy the selected agent's thread id"
-        ),
-        Binding(
-            "escape", "back", "back", show=False, key_display="esc", id="back", tooltip="Back to the tree"
-        ),
-        Binding("t", "theme", "theme", show=False, id="theme", tooltip="Dark or light"),
-        Binding(
-            "R",
-            "connect_again",
-            "start again",
-            id="engine.again",
-            tooltip="Start the engine again, or connect to it again, and go on",
-        ),
-        Binding("question_mark", "help", "help", id="help", tooltip="This help"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = keys.BINDINGS
     app: WatchroomApp
 
     def __init__(self, view: SwarmView, clock: Clock, glyphs: Glyphs, tz: tzinfo | None) -> None:
@@ -130,7 +76,7 @@ class SwarmScreen(Screen[None]):
         self.agents = AgentTree(view, clock, glyphs=glyphs)
         self.tree_head = TreeHead(view, clock, glyphs=glyphs)
         self.transcript = Transcript(view, clock, tz, glyphs=glyphs)
-        self.transcript_head = TranscriptHead(view, self.transcript, glyphs=glyphs)
+        self.transcript_head = TranscriptHead(view, clock, self.transcript, glyphs=glyphs)
         self.table = JobTable(view, clock, glyphs=glyphs)
         self.job_head = JobHead(view, clock, self.table, glyphs=glyphs)
         self.needs = NeedsBar(view, clock, glyphs=glyphs)
@@ -138,6 +84,10 @@ class SwarmScreen(Screen[None]):
         self.tabs = Tabs(glyphs=glyphs)
         self.label = ComposerLabel(view, glyphs=glyphs)
         self.composer = Composer()
+        self.question = QuestionBar(view, id="question-bar", glyphs=glyphs)
+        self.steering = Steering(self)
+        self._servers: dict[str, McpServerState] | None = None
+        """The MCP servers as they were; what fails after that is said."""
         self.keys = KeyLine(glyphs=glyphs)
         self.top_line = Hairline("down", id="top-line", glyphs=glyphs)
         self.low_line = Hairline("up", id="low-line", glyphs=glyphs)
@@ -166,6 +116,7 @@ class SwarmScreen(Screen[None]):
         with Horizontal(id="line"):
             yield self.label
             yield self.composer
+        yield self.question
         yield self.keys
 
     # --- what is shown -------------------------------------------------------------------------------------
@@ -190,7 +141,14 @@ class SwarmScreen(Screen[None]):
         self.top_line.at = self.low_line.at = self.job_head.at = at
         self.roll.max_rows = found.roll
         self.roll.styles.height = self.roll.rows_needed(width)
+        if self.question.display:
+            self.question.fit()
         self._show_pane(self.pane)
+
+    @property
+    def typing(self) -> bool:
+        """Whether letters are text now."""
+        return self.focused in (self.composer, self.question.field)
 
     @property
     def narrow(self) -> bool:
@@ -223,6 +181,8 @@ class SwarmScreen(Screen[None]):
         self.agents.refresh_rows()
         self.transcript.refresh_rows()
         self.table.refresh_rows()
+        self.needs.offline = self.app.lost
+        self._tell_servers()
         needed = self.roll.rows_needed(self.app.size.width)
         if self.roll.styles.height is None or self.roll.styles.height.value != needed:
             self.roll.styles.height = needed
@@ -238,6 +198,14 @@ class SwarmScreen(Screen[None]):
         if height and (self.needs.styles.height is None or self.needs.styles.height.value != height):
             self.needs.styles.height = height
         self.needs.repaint()
+
+    def _tell_servers(self) -> None:
+        """Say once why an MCP server does not serve any more; the head only says that it does not."""
+        before, self._servers = self._servers, dict(self.view.state.servers)
+        for key, server in self._servers.items():
+            bad = server.status in words.TROUBLE
+            if before is not None and bad and server != before.get(key):
+                self.app.say(f"mcp {words.server(server)}", "amber")
 
     def _job_on_show(self) -> str | None:
         """The job that runs, else the newest."""
@@ -348,7 +316,8 @@ class SwarmScreen(Screen[None]):
         self.tree_head.active = focused is self.agents
         self.transcript_head.active = focused is self.transcript
         self.job_head.active = focused is self.table
-        self.label.active = self.needs.composing = focused is self.composer
+        self.label.active = focused is self.composer
+        self.needs.composing = self.typing
         panes = {self.agents: "agents", self.transcript: "thread", self.table: "jobs"}
         if isinstance(focused, LineView) and focused in panes and panes[focused] != self.pane:
             self._show_pane(panes[focused])
@@ -357,7 +326,7 @@ class SwarmScreen(Screen[None]):
     def action_pane(self, step: int) -> None:
         names = list(self._panes())
         at = names.index(self.pane) if self.pane in names else 0
-        if self.focused is self.composer:
+        if self.typing:
             step = 0
         self._show_pane(names[(at + step) % len(names)], focus=True)
 
@@ -391,8 +360,8 @@ class SwarmScreen(Screen[None]):
     # --- keys ----------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action in ("message", "message_root"):
-            return self.focused is not self.composer
+        if action in ("message", "message_root", "budget"):
+            return not self.typing
         if action in ("decide", "next_need"):
             return bool(self.view.state.approvals)
         if action == "jobs":
@@ -425,19 +394,7 @@ class SwarmScreen(Screen[None]):
         self.select(threads[at % len(threads)])
 
     def action_decide(self, approve: bool) -> None:
-        """Answer the approval that is painted in the bar, by its id."""
-        painted = self.needs.painted
-        approval = self.view.state.approvals.get(painted or "")
-        if painted is None or approval is None:
-            self.app.say("nothing is asked any more")
-            return
-        if self.clock.monotonic() - self.needs.painted_at < GUARD_SECONDS:
-            self.app.say("the question just changed: look, then press again", "amber")
-            return
-        name = self.view.name_of(approval.thread)
-        word = "approved" if approve else "denied"
-        done = f"{word} for {name}: {approval.command}"
-        self.app.command(Decide(swarm=self.view.state.swarm, approval=painted, approve=approve), done)
+        self.steering.decide(self.needs, approve)
 
     def _agent(self) -> AgentState | None:
         """The agent that a key acts on: the one whose transcript is on show. In the tree it is the one under
@@ -449,63 +406,14 @@ class SwarmScreen(Screen[None]):
                 self.select(self.agents.thread())
         return self.view.agent(self.selected)
 
-    def _below(self, thread: str) -> list[AgentState]:
-        """Open agents below `thread`, in spawn order."""
-        members = {thread}
-        found: list[AgentState] = []
-        for agent in self.view.state.agents.values():
-            if agent.parent in members:
-                members.add(agent.thread)
-                if agent.status != "shutdown":
-                    found.append(agent)
-        return found
-
     def action_interrupt(self) -> None:
-        agent = self._agent()
-        if agent is None:
-            self.app.say("select an agent to interrupt")
-            return
-        live = [below for below in self._below(agent.thread) if below.live]
-        if not live and not agent.live:
-            self.app.say(f"{agent.nickname} is not running")
-            return
-        if not live:
-            self._interrupt(agent, cascade=False)
-            return
-        number = len(live)
-        choices = [
-            ("i", f"{agent.nickname} alone", "one"),
-            ("I", f"{agent.nickname} and its {number}", "all"),
-        ]
-        names = " ".join(below.nickname for below in live[:40])
-        title = f"Interrupt {agent.nickname}? {number} running below:"
-
-        def answer(choice: str | None) -> None:
-            if choice is not None:
-                self._interrupt(agent, cascade=choice == "all")
-
-        self.app.push_screen(ConfirmScope(title, names, choices, self.glyphs), answer)
-
-    def _interrupt(self, agent: AgentState, *, cascade: bool) -> None:
-        command = Interrupt(swarm=self.view.state.swarm, thread=agent.thread, cascade=cascade)
-        self.app.command(command, f"interrupted {agent.nickname}", names="stopped")
+        self.steering.interrupt(self._agent())
 
     def action_close(self) -> None:
-        agent = self._agent()
-        if agent is None or agent.status == "shutdown":
-            self.app.say("select an open agent to close")
-            return
-        below = self._below(agent.thread)
-        about = f"{len(below)} below: " + " ".join(b.nickname for b in below[:40]) if below else ""
-        words = f"close {agent.nickname}" + (f" and its {len(below)}" if below else "")
+        self.steering.close(self._agent())
 
-        def answer(choice: str | None) -> None:
-            if choice is not None:
-                command = Close(swarm=self.view.state.swarm, thread=agent.thread)
-                self.app.command(command, f"closed {agent.nickname}", names="closed")
-
-        question = ConfirmScope(f"Close {agent.nickname}?", about, [("x", words, "close")], self.glyphs)
-        self.app.push_screen(question, answer)
+    def action_resume(self) -> None:
+        self.steering.resume(self._agent())
 
     def action_parent(self) -> None:
         agent = self._agent() or self.view.agent(self.selected)
@@ -543,6 +451,38 @@ class SwarmScreen(Screen[None]):
         self.label.styles.width = cell_len(self.label.label())
         self.label.restyle()
         self.set_focus(self.composer)
+
+    # --- the budget ----------------------------------------------------------------------------------------
+
+    def action_budget(self) -> None:
+        """Show the budget and ask for a new limit, in the composer's row (decision 47)."""
+        if self.app.lost or not self.view.state.swarm:
+            self.app.say(self.app.offline, "amber")
+            return
+        self.query_one("#line").display = False
+        self.question.open()
+        self.set_focus(self.question.field)
+
+    @on(AnswerField.Left)
+    def _leave_question(self) -> None:
+        if self.question.display:
+            self.question.display = False
+            self.query_one("#line").display = True
+            self._show_pane(self.pane, focus=True)
+
+    @on(AnswerField.Submitted)
+    def _answered(self, event: AnswerField.Submitted) -> None:
+        event.stop()
+        if not event.value.strip():
+            self._leave_question()
+            return
+        try:
+            wanted = budget.parse(event.value, self.question.limit)
+        except ValueError as error:
+            self.app.say(str(error), "amber")
+            return
+        self._leave_question()
+        self.app.command(wanted.command(self.view.state.swarm), wanted.told())
 
     @on(Composer.Left)
     def _left_composer(self) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Hashable
 from datetime import datetime
 from typing import NamedTuple
 
+from rich.cells import cell_len
+
 from core.clock import Clock
 from core.domain.state import AgentState, JobState
-from core.safety.text import ordinal
+from core.domain.status import Spending, Usage
+from core.view import words
 from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import UNICODE, Glyphs, agent_look, agent_state, row_look
@@ -46,6 +49,7 @@ class AgentTree(LineView):
         """Keys whose fold is not the default one."""
         self._children: dict[str, list[str]] = {}
         self._known: tuple[int, int, int] = (-1, -1, -1)
+        self._sums: tuple[tuple[int, int], dict[str, tuple[Usage | None, Spending]]] = ((-1, -1), {})
 
     def refresh_rows(self) -> None:
         """The swarm changed: build the rows again if agents or jobs came, else only repaint."""
@@ -118,17 +122,40 @@ class AgentTree(LineView):
         name_to = 21 if wide else 17
         name = agent.nickname if node.open or not node.below else f"{agent.nickname} +{node.below}"
         used = width_of(line) + 1
-        line.append((" " + text.fit(name, max(name_to - used, 5)) + " ", "muted" if quiet else "fg"))
+        name_cells = max(name_to - used, 5)
+        line.append((" " + text.fit(name, name_cells) + " ", "muted" if quiet else "fg"))
         style = look.style.replace("+rb", "+b") if look.style != "muted+i" else "muted+i"
         line.append((text.fit(look.word, 7) + " ", style))
-        tail: Line = [
-            (text.fit(text.age(self._seconds(agent, now)), 4, right=True), "muted"),
-            (text.fit(text.count(agent.tokens.total) if agent.tokens else "", 5 + wide, right=True), "muted"),
-            (" ", "fg"),
-        ]
+        if not wide and agent.wait is not None and not agent.asks:
+            # No room for both: that it waits is in the glyph, and why it does in the place of the measures.
+            line[-1] = (text.fit(self._detail(agent), max(width - used - name_cells - 2, 0)), style)
+            return [*line, (" ", "fg")]
+        age: Line = [(text.fit(text.age(self._seconds(agent, now)), 4, right=True), "muted")]
+        tail: Line = [*age, *self._used(agent, node, wide=wide), (" ", "fg")]
         room = width - width_of(line) - width_of(tail)
-        detail = text.fit(self._detail(agent), max(room - 1, 0)) + " " if room > 3 else " " * max(room, 0)
+        said = self._detail(agent)
+        if wide and look.word in ("waits", "queued", "failed") and cell_len(said) >= room:
+            tail = tail[-2:]  # why it does not go on says more than how long and how much so far
+            room = width - width_of(line) - width_of(tail)
+        detail = text.fit(said, max(room - 1, 0)) + " " if room > 3 else " " * max(room, 0)
         return [*line, (detail, "red" if agent.status == "errored" else "muted"), *tail]
+
+    def _used(self, agent: AgentState, node: Node, *, wide: bool) -> Line:
+        """Tokens, and in a wide tree the cost if prices are known; of a folded row with all below it."""
+        tokens, spending = agent.tokens, agent.spending
+        if node.below and not node.open:
+            tokens, spending = self._subtrees().get(agent.thread, (tokens, spending))
+        line: Line = [(text.fit(text.count(tokens.total) if tokens else "", 5 + wide, right=True), "muted")]
+        if wide and self.view.state.spending.priced:
+            line.append((text.fit(words.cost(spending), 8, right=True), "muted"))
+        return line
+
+    def _subtrees(self) -> dict[str, tuple[Usage | None, Spending]]:
+        """The sums of all subtrees, made once for each state of the swarm."""
+        now = (self.view.reset, self.view.state.seq)
+        if self._sums[0] != now:
+            self._sums = (now, self.view.state.subtrees())
+        return self._sums[1]
 
     def _job(self, line: Line, job: JobState, width: int) -> Line:
         look = row_look(job.status, self.glyphs)
@@ -149,15 +176,10 @@ class AgentTree(LineView):
             for approval in self.view.state.approvals.values():
                 if approval.thread == agent.thread:
                     return text.one_line(approval.command)
-        if (place := self.view.place(agent.thread)) is not None:
-            return f"{ordinal(place)} in line"
-        if agent.wait is not None and agent.live:
-            until = agent.wait.until
-            left = f" {text.age((until - self.clock.now()).total_seconds())}" if until else ""
-            detail = agent.wait.detail or agent.wait.reason.replace("_", " ")
-            return text.one_line(detail) + left
-        if agent.status in ("errored", "interrupted"):
-            return text.one_line(agent.status_message)
+        if agent.wait is not None:
+            return words.waits_for(agent.wait, self.view.place(agent.thread), self.clock.now())
+        if said := words.outcome(agent):
+            return said
         return text.one_line(agent.activity.removeprefix("exec_command ") or agent.task)
 
     # --- moves ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The lines around the panes: head, roll call, pane heads, hairlines, what needs the operator, keys."""
+"""The lines around the panes: roll call, pane heads, hairlines, tabs."""
 
 from __future__ import annotations
 
@@ -9,145 +9,29 @@ from textual import events
 from textual.message import Message
 
 from core.clock import Clock
-from core.domain.state import Approval, JobState
+from core.domain.state import AgentState, JobState
+from core.view import words
 from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import STYLES, UNICODE, WORST, Glyphs, agent_look, agent_state, row_look
 from tui.paint import Line, spread, width_of
+from tui.widgets.head import job_rate, join, progress_bar, state_counts
 from tui.widgets.painted import Painted
 
 if TYPE_CHECKING:
     from tui.widgets.job_table import JobTable
     from tui.widgets.transcript import Transcript
 
-GAP = "   "
-COMMAND_LINES = 6
-"""Lines of a command that the bar shows."""
 
-
-def join(parts: list[Line], gap: str = GAP) -> Line:
-    """`parts` in one line with a gap between them."""
-    line: Line = []
-    for part in parts:
-        if line:
-            line.append((gap, "fg"))
-        line += part
-    return line
-
-
-def state_counts(view: SwarmView, now: datetime) -> dict[str, int]:
-    """How many agents are in each state."""
-    counts = dict.fromkeys(WORST, 0)
-    for agent in view.state.agents.values():
-        counts[agent_state(agent, now)] += 1
-    return counts
-
-
-def job_rate(job: JobState, now: datetime) -> tuple[float, float | None]:
-    """Rows per minute since the start, and the seconds that are left at that rate (None: unknown or over)."""
-    if job.started_at is None or not job.done:
-        return 0.0, None
-    seconds = max(((job.ended_at or now) - job.started_at).total_seconds(), 0.1)
-    rate = job.done / seconds
-    left = None if job.ended else (job.total - job.done) / rate
-    return rate * 60, left
-
-
-class HeadLine(Painted):
-    """The swarm in one line: title, state and clock, counts, tokens, job, what is unusual about it."""
-
-    ground = "panel"
-
-    def __init__(
-        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
-    ) -> None:
-        super().__init__(id=id, glyphs=glyphs)
-        self.view = view
-        self.clock = clock
-        self.trouble = ""
-        """One sentence that stays: the engine is gone, the feed ended."""
-        self.job: str | None = None
-
-    def lines(self, width: int) -> list[Line]:
-        state = self.view.state
-        now = self.clock.now()
-        wide = width >= 140
-        label = "SWARM  " if wide else ""
-        if not state.swarm:
-            words = self.trouble or "starting" + self.glyphs.ellipsis
-            return [[(f" {label}", "muted"), (words, "amber" if self.trouble else "muted")]]
-        gap = "      " if wide else GAP
-        title = text.cut(text.one_line(state.title) or "swarm", max(width // 4, 12))
-        left: Line = [(f" {label}", "muted"), (title, "fg+b"), (gap, "fg"), *self._status(now)]
-        if self.trouble:
-            room = width - width_of(left) - len(gap) - 1
-            return [[*left, (gap, "fg"), (text.cut(text.one_line(self.trouble), max(room, 0)), "amber+b")]]
-        right = self._warnings()
-        parts = [self._counts(now, narrow=width < 100), self._tokens(wide), self._job(now, width)]
-        for part in parts:
-            if part and width_of(left) + len(gap) + width_of(part) + width_of(right) < width - 1:
-                left = [*left, (gap, "fg"), *part]
-        return [spread(left, [*right, (" ", "fg")], width)]
-
-    def _status(self, now: datetime) -> Line:
-        state = self.view.state
-        root = self.view.agent(state.root)
-        live = any(agent.live for agent in state.agents.values())
-        busy = live or any(not job.ended for job in state.jobs.values())
-        end = now if busy else state.last_at
-        clock = text.running((end - state.started_at).total_seconds())
-        if self.trouble and busy:
-            return [(f"{self.glyphs.states['lost']} ", "amber"), (clock, "fg")]
-        if busy:
-            glyph, word, style = self.glyphs.states["running"], "running", "teal"
-        elif root is None:
-            return [("starting" + self.glyphs.ellipsis, "muted")]
-        else:
-            glyph, word, style = agent_look(root, now, self.glyphs)
-        return [(f"{glyph} {word} ", style), (clock, "fg")]
-
-    def _counts(self, now: datetime, *, narrow: bool) -> Line:
-        counts = state_counts(self.view, now)
-        live = sum(counts[name] for name in ("running", "waiting", "queued", "lost", "asks"))
-        line: Line = [(f"{live} live", "teal" if live else "muted")]
-        shown = (("asks", "needs you", "amber+b"), ("done", "done", "muted"), ("failed", "failed", "red"))
-        for name, word, style in shown:
-            if counts[name] and narrow and name != "done":
-                line.append((f" {self.glyphs.states[name]}{counts[name]}", style))
-            elif counts[name] and not narrow:
-                line += [(f" {self.glyphs.dot} ", "muted"), (f"{counts[name]} {word}", style)]
-        return line
-
-    def _tokens(self, wide: bool) -> Line:
-        tokens = self.view.state.tokens
-        return [(text.count(tokens.total) + (" tok" if wide else ""), "fg")] if tokens else []
-
-    def _job(self, now: datetime, width: int) -> Line:
-        job = self.view.state.jobs.get(self.job or "")
-        if job is None or job.total == 0:
-            return []
-        line: Line = [("job ", "muted"), (f"{job.done}/{job.total}", "fg")]
-        if width >= 140:
-            line += [(" ", "fg"), *progress_bar(job, 8, self.glyphs)]
-        _, left = job_rate(job, now)
-        if left is not None and width >= 100:
-            line.append((f"  eta {text.age(left)}", "muted"))
-        return line
-
-    def _warnings(self) -> Line:
-        if self.view.state.seq and not self.view.state.sandboxed:
-            return [("no sandbox", "amber")]
-        return []
-
-
-def progress_bar(job: JobState, cells: int, glyphs: Glyphs) -> Line:
-    done = job.done * cells // job.total if job.total else 0
-    failed = min(done, -(-job.failed * cells // job.total)) if job.total else 0
-    return [
-        (glyphs.bar * (done - failed), "muted" if job.ended else "teal"),
-        (glyphs.bar * failed, "red"),
-        (glyphs.rest * (cells - done), "faint"),
-    ]
+def why(view: SwarmView, agent: AgentState, now: datetime) -> str:
+    """Why an agent does not go on: what it waits for, or how it ended. Empty if it goes on."""
+    if agent.status == "shutdown":
+        return "closed; u resumes it"
+    if agent.start_failed:
+        return f"{words.outcome(agent)}; u tries again"
+    if agent.wait is not None and not agent.asks:
+        return words.waits_for(agent.wait, view.place(agent.thread), now)
+    return words.outcome(agent)
 
 
 class RollCall(Painted):
@@ -265,10 +149,17 @@ class TranscriptHead(Painted):
     """Whose transcript, and whether its end is followed."""
 
     def __init__(
-        self, view: SwarmView, pane: Transcript, *, id: str | None = None, glyphs: Glyphs = UNICODE
+        self,
+        view: SwarmView,
+        clock: Clock,
+        pane: Transcript,
+        *,
+        id: str | None = None,
+        glyphs: Glyphs = UNICODE,
     ) -> None:
         super().__init__(id=id, glyphs=glyphs)
         self.view = view
+        self.clock = clock
         self.pane = pane
         self.active = False
 
@@ -282,9 +173,15 @@ class TranscriptHead(Painted):
             line.append((text.cut(text.one_line(agent.nickname), 16), "fg+b"))
             line.append((f" {self.glyphs.arrow} ", "muted"))
         line.append(("THREAD", "teal+b" if self.active else "muted"))
-        if agent is not None and agent.parent and width >= 90:
+        mode = self._mode(width)
+        room = width - width_of(line) - width_of(mode) - 4
+        if agent is not None and (said := why(self.view, agent, self.clock.now())):
+            look = agent_look(agent, self.clock.now(), self.glyphs)
+            style = look.style.replace("+rb", "+b")
+            line.append((f"   {text.cut(f'{look.glyph} {said}', room)}", style))
+        elif agent is not None and agent.parent and width >= 90:
             line.append((f"   {text.cut(text.one_line(agent.task), width // 3)}", "muted"))
-        return [spread(line, self._mode(width), width)]
+        return [spread(line, mode, width)]
 
     def _mode(self, width: int) -> Line:
         pane = self.pane
@@ -354,66 +251,6 @@ class JobHead(Painted):
         return join(parts, "  ")
 
 
-class NeedsBar(Painted):
-    """The approval that is asked now: agent, the exact command, its folder. `painted` is what is on the
-    screen; a decision names that one and no other."""
-
-    def __init__(
-        self, view: SwarmView, clock: Clock, *, id: str | None = None, glyphs: Glyphs = UNICODE
-    ) -> None:
-        super().__init__(id=id, glyphs=glyphs)
-        self.view = view
-        self.clock = clock
-        self.wanted: str | None = None
-        """Thread whose approval is shown first; None: the oldest of all."""
-        self.composing = False
-        self.painted: str | None = None
-        self.painted_at = 0.0
-
-    def approval(self) -> Approval | None:
-        approvals = list(self.view.state.approvals.values())
-        mine = [a for a in approvals if a.thread == self.wanted]
-        return next(iter(mine or approvals), None)
-
-    def lines(self, width: int) -> list[Line]:
-        approval = self.approval()
-        shown = approval.approval if approval is not None else None
-        if shown != self.painted:
-            self.painted, self.painted_at = shown, self.clock.monotonic()
-        if approval is None:
-            return []
-        count = len(self.view.state.approvals)
-        keys = "esc, then a approve  d deny" if self.composing else "a approve   d deny"
-        more = f"   ! next (1 of {count})" if count > 1 else ""
-        right: Line = [("  " + keys + more + " ", "amber+b")]
-        badge = f" {self.glyphs.states['asks']} " + ("needs you " if width >= 100 else "")
-        name = text.cut(text.one_line(self.view.name_of(approval.thread)), 16)
-        left: Line = [(badge, "amber+rb"), (f" {name}  ", "fg+b")]
-        folder: Line = [("   in ", "muted"), (text.one_line(approval.cwd), "muted")]
-        room = width - width_of(left) - width_of(right)
-        command = approval.command.strip()
-        if "\n" not in command and width_of([(command, ""), *folder]) < room:
-            return [spread([*left, (command, "amber"), *folder], right, width)]
-        head = spread(
-            [*left, (text.cut(f"in {text.one_line(approval.cwd)}", max(room - 1, 0)), "muted")], right, width
-        )
-        return [head, *self._command(command, width)]
-
-    def _command(self, command: str, width: int) -> list[Line]:
-        """The exact command on lines of its own; of a very long one, how much more there is."""
-        whole = text.wrap(command[: COMMAND_LINES * 4 * width], width - 4)
-        lines: list[Line] = [[("   ", "fg"), (line, "amber")] for line in whole[:COMMAND_LINES]]
-        if len(whole) > COMMAND_LINES:
-            hidden = len(command) - sum(len(line) + 1 for line in whole[: COMMAND_LINES - 1])
-            words = f"{self.glyphs.ellipsis} {hidden:,} more chars: l on its call shows all"
-            lines[-1] = [("   ", "fg"), (words, "amber+b")]
-        return lines
-
-    def height_needed(self, width: int) -> int:
-        """Lines that the question takes; 0 without one."""
-        return 0 if self.approval() is None else len(self.lines(width))
-
-
 class Peek(Painted):
     """Two lines about the selected agent, for the layout that shows one pane at a time."""
 
@@ -439,6 +276,8 @@ class Peek(Painted):
         left.append((text.cut(what, max(room, 0)), "fg"))
         last = text.one_line(self.view.streaming.get(agent.thread, "")[-400:] or agent.status_message)
         second: Line = [(" last: ", "muted"), (text.cut(last or "–", width - 9), "muted")]
+        if said := why(self.view, agent, now):
+            second = [(f" {look.word}: ", "muted"), (text.cut(said, width - 9), "fg")]
         return [spread(left, [(since, look.style.replace("+rb", "+b"))], width), second]
 
 

@@ -185,26 +185,34 @@ class Transcript(LineView):
         self.repaint()
 
     def _fold_of(self, row: Row) -> int:
-        assert row.call is not None
         fold = self.folds.get(self._fold_key(row))
-        return default_fold(row.call) if fold is None else fold
+        if fold is not None:
+            return fold
+        return default_fold(row.call) if row.call is not None else FOLDED
+
+    @staticmethod
+    def _most(row: Row) -> int:
+        """How far a row unfolds; a message does not."""
+        if row.call is not None:
+            return FULL
+        return OPEN if row.folds else FOLDED
 
     def action_fold(self) -> None:
         """Fold one step: from everything to some lines per event, then to the summary."""
         row = self._row_here()
-        if row is not None and row.call is not None and (fold := self._fold_of(row)) > FOLDED:
+        if row is not None and self._most(row) and (fold := self._fold_of(row)) > FOLDED:
             self._turn(row, fold - 1)
 
     def action_unfold(self) -> None:
         """Unfold one step; the second shows the events' whole text."""
         row = self._row_here()
-        if row is not None and row.call is not None and (fold := self._fold_of(row)) < FULL:
+        if row is not None and (fold := self._fold_of(row)) < self._most(row):
             self._turn(row, fold + 1)
 
     def action_open(self) -> None:
-        """Unfold a folded call, fold an unfolded one."""
+        """Unfold a folded row, fold an unfolded one."""
         row = self._row_here()
-        if row is not None and row.call is not None:
+        if row is not None and self._most(row):
             self._turn(row, OPEN if self._fold_of(row) == FOLDED else FOLDED)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:

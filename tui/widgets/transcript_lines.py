@@ -49,7 +49,12 @@ def row_lines(row: Row, setting: Setting, fold: int | None, now: datetime) -> li
     if row.call is not None:
         return call_lines(row, row.call, setting, default_fold(row.call) if fold is None else fold, now)
     name, name_style, style = _speaker(row, setting)
-    return message_lines(setting.time(row.at), name, name_style, row.text, style, setting)
+    body = row.text.strip("\n")
+    if row.folds and fold in (None, FOLDED) and "\n" in body:
+        body, _, hidden = body.partition("\n")
+        many = hidden.count("\n") + 1
+        body += f"\n{setting.glyphs.folded} {many:,} {'line' if many == 1 else 'lines'}: l shows them"
+    return message_lines(setting.time(row.at), name, name_style, body, style, setting)
 
 
 def message_lines(
