@@ -6,6 +6,7 @@ from typing import Any
 
 from core.agents.bounds import check_message
 from core.agents.budget import unpriced_sentence
+from core.agents.compaction import ask_for
 from core.agents.swarm import Swarm
 from core.domain import commands as c
 from core.domain import events as e
@@ -48,10 +49,10 @@ async def steer(command: Steering, swarm: Swarm) -> dict[str, Any]:
                 return {"resumed": would, "changed": False}
             resumed = await swarm.comeback.resume(command.thread, by=by)
             return {"resumed": resumed, "changed": bool(resumed)}
+        case c.Compact():
+            return {"changed": await ask_for(swarm, command.thread, by=by, dry_run=command.dry_run)}
         case c.SetBudget():
             return await _set_budget(command, swarm)
-        case c.Compact():
-            raise CommandError("not in this version", "refused")
         case c.Decide():
             await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
             return {"changed": True}
