@@ -286,6 +286,7 @@ def load_settings(
     settings = FileSettings.model_validate(merged)
     _check_url(settings.base_url)
     _check_waits(settings.agents)
+    _check_servers(settings)
     return Settings(
         **{name: getattr(settings, name) for name in FileSettings.model_fields},
         home=_store_folder(settings, environ, one_folder),
@@ -516,6 +517,17 @@ def _notices(folder: Path, notify: Callable[[str], None]) -> None:
     project = folder / ".watchroom" / "config.toml"
     if os.path.isfile(project):
         notify(f"{_show(project)} was ignored: project settings are not trusted by this version")
+
+
+def _check_servers(settings: FileSettings) -> None:
+    for name, role in settings.agents.roles.items():
+        for server in role.mcp_servers or ():
+            if server not in settings.mcp:
+                known = ", ".join(_show(one) for one in sorted(settings.mcp)) or "none"
+                raise ConfigError(
+                    f"the role {_show(name)} names the MCP server {_show(server)}, and there is no"
+                    f" [mcp.{_show(server)}] (servers there: {known})"
+                )
 
 
 # --- helpers ---------------------------------------------------------------------------------------------

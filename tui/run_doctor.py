@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import stat
@@ -18,7 +19,7 @@ from tui import exits, reading, setup, signals
 
 if TYPE_CHECKING:
     from core.channel.directory import EngineRecord
-    from core.config import Settings
+    from core.config import McpSettings, Settings
 
 Status = Literal["ok", "warn", "fail"]
 SMALLEST = (80, 24)
@@ -77,6 +78,8 @@ async def examine(args: Namespace, clock: Clock) -> AsyncIterator[Check]:
     yield key(settings)
     yield model(settings)
     yield await server(settings, clock)
+    for check in mcp_servers(settings):
+        yield check
 
 
 # --- this machine ----------------------------------------------------------------------------------------
@@ -272,3 +275,40 @@ def _scripted(scenario: str) -> Check:
     except ScenarioError as error:
         return Check("server", "fail", str(error))
     return Check("server", "ok", "embedded in the engine: no network, no key")
+
+
+# --- MCP servers -----------------------------------------------------------------------------------------
+
+
+def mcp_servers(settings: Settings) -> list[Check]:
+    """What the settings name, and whether it can be started. Nothing is: a server is a program of others."""
+    if not settings.mcp:
+        return []
+    from core.tools.mcp.server import INSTALL
+
+    if importlib.util.find_spec("mcp") is None:
+        required = any(one.enabled and one.required for one in settings.mcp.values())
+        return [Check("mcp", "fail" if required else "warn", INSTALL)]
+    return [_mcp_server(name, one, settings) for name, one in sorted(settings.mcp.items())]
+
+
+def _mcp_server(name: str, one: McpSettings, settings: Settings) -> Check:
+    from core.tools.mcp.errors import McpError
+    from core.tools.mcp.server import environment_of, folder_of
+    from core.tools.mcp.stdio import find_command
+
+    said = name + (" (required)" if one.required else "")
+    if not one.enabled:
+        return Check("mcp", "ok", f"{said}: switched off")
+    if (one.command is None) == (one.url is None):
+        return Check("mcp", "fail" if one.required else "warn", f"{said}: it needs either a command or a url")
+    if one.command is None:
+        return Check("mcp", "ok", f"{said}: {one.url} (not asked)")
+    missing = [variable for variable in one.env_vars if variable not in os.environ]
+    try:
+        found = find_command(one.command, folder_of(one, settings.cwd), environment_of(one, os.environ))
+    except McpError as error:
+        return Check("mcp", "fail" if one.required else "warn", f"{said}: {error}")
+    if missing:
+        return Check("mcp", "warn", f"{said}: {found}, but {', '.join(missing)} is not set")
+    return Check("mcp", "ok", f"{said}: {found} (not started)")

@@ -322,3 +322,15 @@ def test_a_wrong_price_is_one_sentence(home: Home, line: str, said: str) -> None
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         home.load()
     assert "line 2" in str(caught.value)
+
+
+def test_a_role_names_servers_that_are_there(home: Home) -> None:
+    servers = "[mcp.docs]\ncommand = 'serve'\n[mcp.off]\ncommand = 'serve'\nenabled = false\n"
+    role = "[agents.roles.r]\nmcp = 'own'\nmcp_servers = ['docs', '{}']\n"
+    home.write(servers + role.format("off"))
+    assert home.load().agents.roles["r"].mcp_servers == ["docs", "off"]
+    home.write(servers + role.format("dosc"))
+    with pytest.raises(
+        ConfigError, match=r"the role r names the MCP server dosc, .*servers there: docs, off"
+    ):
+        home.load()

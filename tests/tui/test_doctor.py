@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -242,3 +243,56 @@ def test_a_secret_in_the_address_is_never_shown(shell: Shell) -> None:
             assert KEY not in ran.out
     ran, checks = examined(shell, "--base-url", "scripted:no-such-scenario")
     assert (ran.code, checks["server"][0]) == (exits.ERROR, "fail")
+
+
+# --- MCP servers -----------------------------------------------------------------------------------------
+
+
+def test_mcp_servers_are_named_and_not_started(shell: Shell, tmp_path: Path) -> None:
+    trap = tmp_path / "trap.sh"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    trap.chmod(0o755)
+    shell.home.mkdir()
+    (shell.home / "config.toml").write_text(
+        f"""
+[mcp.trap]
+command = "{trap}"
+[mcp.gone]
+command = "no-such-program"
+[mcp.needed]
+command = "no-such-program"
+required = true
+[mcp.web]
+url = "https://example.org/mcp"
+[mcp.off]
+command = "no-such-program"
+enabled = false
+[mcp.keyed]
+command = "sh"
+env_vars = ["KEY_THAT_IS_NOT_SET", "PATH"]
+[mcp.both]
+command = "sh"
+url = "https://example.org/mcp"
+"""
+    )
+    ran = shell("doctor", "--json", "--base-url", "scripted:demo")
+    found = [check for check in json.loads(ran.out)["checks"] if check["name"] == "mcp"]
+    assert [(check["status"], check["detail"]) for check in found] == [
+        ("warn", "both: it needs either a command or a url"),
+        ("warn", "gone: its command no-such-program is not on the PATH"),
+        ("warn", f"keyed: {shutil.which('sh')}, but KEY_THAT_IS_NOT_SET is not set"),
+        ("fail", "needed (required): its command no-such-program is not on the PATH"),
+        ("ok", "off: switched off"),
+        ("ok", f"trap: {trap} (not started)"),
+        ("ok", "web: https://example.org/mcp (not asked)"),
+    ]
+    assert ran.code == exits.ERROR
+    assert not (tmp_path / "started").exists()
+
+
+def test_without_the_package_mcp_it_says_how_to_get_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mcp" else found(name))
+    _, checks = examined(shell, "--base-url", "scripted:demo", "-c", "mcp.docs.command=sh")
+    assert checks["mcp"][0] == "warn"
+    assert "pip install 'watchroom[mcp]'" in checks["mcp"][1]

@@ -217,16 +217,10 @@ class McpServer:
             await process.aclose(kindly=greeted and not (self._end.done() and self._end.result()))
 
     def _folder(self) -> Path:
-        return self._cwd / Path(self.settings.cwd or "").expanduser()
+        return folder_of(self.settings, self._cwd)
 
     def environment(self) -> dict[str, str]:
-        """What its process gets: the harmless part of the swarm's environment, what `env_vars` names of the
-        rest, and `env`."""
-        source = self._environment
-        env = listed(source)
-        env["PATH"] = search_path(source)
-        env |= {name: source[name] for name in self.settings.env_vars if name in source}
-        return env | self.settings.env
+        return environment_of(self.settings, self._environment)
 
     # --- its tools ----------------------------------------------------------------------------------------
 
@@ -387,6 +381,20 @@ class McpServer:
             if len(notes) < MAX_NOTES:
                 notes.append(f"[the server asked: {shorten(clean_line(said), 300)}; declined: {reason}]")
         return action, None
+
+
+def folder_of(settings: McpSettings, cwd: Path) -> Path:
+    """Where its process runs; `cwd`: the swarm's folder."""
+    return cwd / Path(settings.cwd or "").expanduser()
+
+
+def environment_of(settings: McpSettings, source: Mapping[str, str]) -> dict[str, str]:
+    """What its process gets: the harmless part of the swarm's environment, what `env_vars` names of the rest,
+    and `env`."""
+    env = listed(source)
+    env["PATH"] = search_path(source)
+    env |= {name: source[name] for name in settings.env_vars if name in source}
+    return env | settings.env
 
 
 def _taken(task: asyncio.Future[Any]) -> None:

@@ -152,7 +152,7 @@ class ServerProcess:
         cls, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], clock: Clock
     ) -> ServerProcess:
         """Start `argv` under a guard. Raises McpError in a sentence."""
-        command = _found(argv[0], cwd, env)
+        command = find_command(argv[0], cwd, env)
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             their_in, our_in = os.pipe()
             our_out, their_out = os.pipe()
@@ -273,8 +273,8 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _found(command: str, cwd: Path, env: Mapping[str, str]) -> str:
-    """Where the program is: a bare name on the server's PATH, a path from its folder."""
+def find_command(command: str, cwd: Path, env: Mapping[str, str]) -> str:
+    """Where the program is: a bare name on the server's PATH, a path from its folder. Raises McpError."""
     shown = shorten(clean_line(command), 200)
     if not cwd.is_dir():
         raise McpError(f"its folder {shorten(clean_line(str(cwd)), 200)} is not a folder")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.domain import events as e
-from core.domain.commands import Compact, Decide, Interrupt
+from core.domain.commands import Close, Compact, Decide, Interrupt
 from core.domain.state import SwarmState
 from core.domain.status import Usage
 from tests.clock import FakeClock
@@ -21,6 +23,8 @@ from tests.core.agents.test_compaction import texts
 from tests.core.agents.test_races import Stubborn
 from tests.core.agents.test_resume import Later, running, waiting
 from tests.core.crash import check
+from tests.core.tools.mcp.fakes import SCRIPT
+from tests.core.tools.processes import alive, gone
 
 
 def spawn(name: str, **fields: Any) -> dict[str, Any]:
@@ -376,6 +380,46 @@ async def test_complaint_8_each_sub_agent_leaves_processes_threads_or_handles_be
         after = held()
         assert all("started" in outputs(watched, f"/root/{name}", "exec_command")[0] for name in names)
         assert not sleepers()
+    assert after[0] <= before[0] + 4, "threads grow with agents"
+    assert after[1] <= before[1] + 4, "handles grow with agents"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles in /proc")
+async def test_complaint_8_each_sub_agent_starts_mcp_servers_and_leaves_them_behind(
+    stage: Stage, gate: Gate
+) -> None:
+    """Twelve agents share one process; of those that have their own none is left when they are closed."""
+    marker = f"mcp-{uuid.uuid4().hex}"
+    shared, own = [f"a{n}" for n in range(12)], [f"o{n}" for n in range(3)]
+    docs = call("docs__echo", text="hello")
+    agents = {
+        "/root": [
+            step(spawn("first")),
+            step(wait("first")),
+            step(call("gate")),
+            step(*(spawn(name) for name in shared), *(spawn(name, agent_type="loner") for name in own)),
+            step(wait(*shared, *own, mode="all")),
+            step(call("close_agent", target=own[0])),
+            step(call("close_agent", target=own[1])),
+            step(text="end"),
+        ],
+        "/root/*": [step(docs), step(text="x")],
+    }
+    server = {"command": sys.executable, "args": ["-I", "-S", str(SCRIPT), "good", marker]}
+    limits = {"roles": {"loner": {"mcp": "own"}}}
+    async with stage.play(agents, limits=limits, options={"mcp": {"docs": server}}) as watched:
+        await gate.entered.wait()
+        assert len(alive(marker)) == 1
+        before = held()
+        gate.open.set()
+        await watched.quiet()
+        assert all(outputs(watched, f"/root/{name}", "docs__echo") for name in (*shared, *own))
+        # The shared one, and that of the one that is still open.
+        assert len(alive(marker)) == 2
+        await watched.client.send(Close(swarm=watched.swarm, thread=watched.at(f"/root/{own[2]}").thread))
+        assert len(alive(marker)) == 1
+        after = held()
+    assert gone(marker)
     assert after[0] <= before[0] + 4, "threads grow with agents"
     assert after[1] <= before[1] + 4, "handles grow with agents"
 

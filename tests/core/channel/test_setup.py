@@ -12,6 +12,7 @@ from core.channel.setup import NOT_SENT, setup_of
 from core.config import FileSettings, load_settings
 from core.domain.commands import Setup, StartSwarm
 from core.engine.setup import environment_of, settings_of
+from core.tools.environment import child_environment
 
 KEY = "sk-canary-of-the-key-0123456789"
 ENVIRON = {
@@ -80,3 +81,22 @@ def test_a_scripted_model_is_found_from_any_folder(
     monkeypatch.setattr("os.getcwd", lambda: "/here")
     settings = load_settings(home=tmp_path, options={"base_url": given}, cwd=tmp_path, environ={})
     assert setup_of(settings, {}).settings["base_url"] == sent
+
+
+def test_what_servers_are_to_be_given_is_sent_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        """
+[mcp.docs]
+command = "docs"
+env_vars = ["OTHER_TOKEN", "NOT_SET"]
+[mcp.off]
+command = "off"
+env_vars = ["SSH_AUTH_SOCK"]
+enabled = false
+"""
+    )
+    setup = setup_of(load_settings(home=tmp_path, environ=ENVIRON), ENVIRON)
+    sent = {"PATH": "/bin", "LC_ALL": "C", "OTHER_TOKEN": "canary-of-a-token"}
+    assert environment_of(setup) == sent
+    # Commands get none of it.
+    assert "OTHER_TOKEN" not in child_environment(environment_of(setup))
