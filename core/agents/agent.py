@@ -428,9 +428,10 @@ class Agent:
         text = text[:ERROR_CHARS]
         failed = e.TurnFailed(agent=self.thread, turn=turn, error=text, seconds=seconds)
         closing = await self._abort_calls(f"the turn failed: {text}")
-        await self.swarm.append(
-            [*closing, failed, *self._tell_parent(prompts.errored_notice(self.path, text))]
-        )
+        lost = isinstance(error, ModelError) and error.kind == "not_found"
+        models = sorted(self.swarm.config.models()) if lost else []
+        told = self._tell_parent(prompts.errored_notice(self.path, text, models))
+        await self.swarm.append([*closing, failed, *told])
 
     async def cannot_start(self, why: str) -> None:
         """Record that the start-up failed, with the mail that tells the parent, in one transaction."""
@@ -438,9 +439,7 @@ class Agent:
         told = self._tell_parent(prompts.start_failed_notice(self.path, error))
         await self.swarm.append([e.AgentFailed(agent=self.thread, error=error), *told])
 
-    async def _settle_interrupted(
-        self, turn: str, seconds: float, why: Interruption | None = None
-    ) -> None:
+    async def _settle_interrupted(self, turn: str, seconds: float, why: Interruption | None = None) -> None:
         why = why or self._interruption or Interruption("engine", STOPPED, wake_parent=False)
         aborted = await self._abort_calls(f"interrupted by {why.by}")
         ended: list[e.Event] = [*aborted]

@@ -120,6 +120,11 @@ class Births:
             known = ", ".join(sorted({"default", *self._config.roles}))
             raise Refused(f"there is no role {name!r}; the roles are: {known}") from None
 
+    def _check_model(self, model: str, parent: Agent | None) -> None:
+        known = self._config.known_models()
+        if known is not None and model not in known and (parent is None or model != parent.model):
+            raise Refused(f"there is no model {model!r}; the models are: {', '.join(known)}")
+
     async def _spawn(self, birth: Birth) -> Agent:
         parent = birth.parent
         self._swarm.refuse_when_ending()
@@ -131,6 +136,8 @@ class Births:
         budget = self._swarm.state.budget
         if (why := unpriced_sentence(budget, self._config.catalog, [birth.model])) is not None:
             raise Refused(why)
+        if birth.kind == "child":
+            self._check_model(birth.model, parent)
         path, nickname = self._swarm.registry.reserve(parent.path if parent else None, birth.name)
         spec = self._spec(birth, path, nickname)
         try:

@@ -10,7 +10,7 @@ import msgspec
 
 from core.domain.limits import Limits
 from core.domain.status import Budget
-from core.models.prices import ModelEntry, entry_of
+from core.models.prices import OTHERS, ModelEntry, entry_of
 
 
 class Role(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,13 @@ class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
         """All that its settings name."""
         named = [self.model, self.subagent_model, *(role.model for role in self.roles.values())]
         return {model for model in named if model is not None}
+
+    def known_models(self) -> list[str] | None:
+        """The models that an agent may ask for, sorted. None: the settings do not list what there is, the
+        server decides."""
+        if not self.catalog or OTHERS in self.catalog:
+            return None
+        return sorted({*self.catalog, *self.models()})
 
     def entry_of(self, model: str) -> ModelEntry:
         """What is known of `model`; nothing, if the settings do not have it."""

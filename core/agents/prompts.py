@@ -4,9 +4,9 @@ test, because each word here changes how every swarm behaves."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from core.safety.text import clean_line
+from core.safety.text import clean_line, shorten
 
 COMMON = """\
 You work in a team of agents that share one folder. Use the tools you are given; look before you change
@@ -159,8 +159,10 @@ def interrupted_notice(path: str, by: str, why: str = "") -> str:
     return f"{path} was interrupted by {by}. It keeps its history; a followup_task starts it again."
 
 
-def errored_notice(path: str, error: str) -> str:
-    return f"{path} failed: {error}\nIt keeps its history; a followup_task starts it again."
+def errored_notice(path: str, error: str, models: Sequence[str] = ()) -> str:
+    """What a parent is told of a child that failed. `models`: what there is, if it may be for its model."""
+    others = f" The models in use here are: {', '.join(models)}." if models else ""
+    return f"{path} failed: {error}\nIt keeps its history; a followup_task starts it again.{others}"
 
 
 def start_failed_notice(path: str, error: str) -> str:
@@ -194,3 +196,19 @@ Open a closed agent again, with its history and with those below it that were cl
 come back idle; give them work with followup_task. Returns its status.""",
 }
 """Descriptions of the control tools, by name."""
+
+CHOICE_CHARS = 300
+
+
+def choices(roles: Mapping[str, str], models: Sequence[str]) -> str:
+    """What the description of spawn_agent adds: the roles of the settings (name → what it is for), and the
+    models, where those are listed."""
+    lines: list[str] = []
+    if roles:
+        lines.append("The roles (agent_type):")
+        for name, about in sorted(roles.items()):
+            said = shorten(clean_line(about), CHOICE_CHARS)
+            lines.append(f"- {name}: {said}" if said else f"- {name}")
+    if models:
+        lines.append(f"The models: {', '.join(models)}.")
+    return "\n\n" + "\n".join(lines) if lines else ""

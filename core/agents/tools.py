@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from core.agents.agent import Agent
 from core.agents.errors import Refused
-from core.agents.prompts import TOOLS
+from core.agents.prompts import TOOLS, choices
 from core.agents.registry import UnknownAgent
 from core.agents.swarm import Swarm
 from core.domain.limits import LimitError
@@ -67,7 +67,7 @@ class SpawnArgs(ToolArgs):
         description="How much of your history it sees: none, all, or a number of your last turns.",
     )
     agent_type: str | None = Field(default=None, description="A role by name.")
-    model: str | None = None
+    model: str | None = Field(default=None, description="A model by name; without it the role's, else yours.")
     reasoning_effort: str | None = None
 
     @field_validator("message")
@@ -93,7 +93,10 @@ class SpawnAgent(SwarmTool):
 
     def __init__(self, swarm: Swarm) -> None:
         super().__init__(swarm)
-        if not swarm.config.async_startup:
+        config = swarm.config
+        roles = {name: role.description for name, role in config.roles.items()}
+        self.description += choices(roles, config.known_models() or [])  # type: ignore[misc]
+        if not config.async_startup:
             self.timeout = None  # each server's start-up has a limit of its own
 
     def brief(self, args: Mapping[str, Any]) -> str:
