@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from core.domain.state import AgentState
+from core.view.budget import stopped
 
 SILENT_SECONDS = 120
 """A running agent that did nothing for so long is said to be silent."""
@@ -165,7 +166,7 @@ def agent_look(agent: AgentState, now: datetime, glyphs: Glyphs) -> Look:
     style = STYLES[name]
     if name == "done" and (now - agent.last_at).total_seconds() > QUIET_SECONDS:
         style = "muted"
-    if agent.wait is not None and agent.wait.reason == "budget" and name == "waiting":
+    if name == "waiting" and stopped(agent):
         style = "amber"
     word = "lost" if agent.status == "not_found" else _WORDS[name]
     if agent.status == "pending_init" and agent.wait is None:

@@ -56,7 +56,8 @@ def typed(value: float, *, money: bool) -> str:
         return f"${math.ceil(round(value * 100, 6)) / 100:.2f}"
     for unit, letter in ((1_000_000, "M"), (1_000, "k")):
         if value >= unit:
-            return f"{math.ceil(round(value / unit * 100, 6)) / 100:g}{letter}"
+            number = f"{math.ceil(round(value / unit * 100, 6)) / 100:.2f}".rstrip("0").rstrip(".")
+            return number + letter
     return str(math.ceil(value))
 
 
@@ -79,15 +80,27 @@ def limits(state: SwarmState) -> list[Limit]:
 
 
 def binding(state: SwarmState) -> Limit | None:
-    """The limit that is used most; of equals the swarm's. None without a budget."""
-    return max(limits(state), key=lambda limit: limit.share, default=None)
+    """The limit that stops an agent, as its wait names it; while none is stopped, the one that is used most,
+    of equals the swarm's. None without a budget."""
+    found = limits(state)
+    for agent in waiting(state):
+        named = _NAMED.search(agent.wait.detail if agent.wait is not None else "")
+        for limit in found:
+            if named is not None and limit.kind == named[1]:
+                return limit
+    return max(found, key=lambda limit: limit.share, default=None)
+
+
+def stopped(agent: AgentState) -> bool:
+    """Whether it goes on only when a limit is raised. One that stands in line, until the requests of others
+    are settled, goes on by itself."""
+    wait = agent.wait
+    return wait is not None and wait.reason == "budget" and not wait.detail.startswith("in line")
 
 
 def waiting(state: SwarmState) -> list[AgentState]:
-    """The agents that go on only when a limit is raised, in spawn order. One that stands in line, until
-    requests of others are settled, does not."""
-    waits = ((agent, agent.wait) for agent in state.agents.values())
-    return [a for a, wait in waits if wait and wait.reason == "budget" and "in line" not in wait.detail]
+    """The agents that a limit stops, in spawn order."""
+    return [agent for agent in state.agents.values() if stopped(agent)]
 
 
 def _tokens(of: SwarmState | AgentState) -> int:
@@ -99,6 +112,7 @@ def _dollars(of: SwarmState | AgentState) -> float:
     return of.spending.dollars + of.spending.unmetered_dollars
 
 
+_NAMED = re.compile(r"\bbudget\.(\w+)")
 _TYPED = re.compile(
     r"(?P<agent>(?:per[ _-]?)?agent\s+)?(?P<money>\$\s*)?"
     r"(?P<number>(?:\d{1,3}(?:[,_ ]\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*"

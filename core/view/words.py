@@ -24,6 +24,8 @@ def waits_for(wait: Wait | None, place: int | None, now: datetime) -> str:
         seconds = max(round((wait.until - now).total_seconds()), 0)
         reason += f" in {_span(seconds)}" if wait.reason == "retry" else f" {_span(seconds)}"
     detail = f"{ordinal(place)} in line" if place is not None else clean_line(wait.detail)
+    if wait.reason == "budget":
+        detail = detail.removeprefix("limit reached: ").removeprefix("budget.")
     if not detail:
         return reason
     if wait.until is None and wait.reason in detail.split():  # "2 of 3 agents" says it already
@@ -69,7 +71,9 @@ def dollars(amount: float) -> str:
         return f"${amount:.2f}"
     if amount < 99_950:
         return f"${amount / 1000:.1f}k"
-    return f"${amount / 1000:.0f}k" if amount < 999_500 else f"${amount / 1_000_000:.1f}M"
+    if amount < 999_500:
+        return f"${amount / 1000:.0f}k"
+    return f"${amount / 1_000_000:.1f}M" if amount < 99_950_000 else f"${amount / 1_000_000:.0f}M"
 
 
 # --- MCP servers -----------------------------------------------------------------------------------------
