@@ -62,6 +62,11 @@ def _read(path: Path, top: Path, room: int) -> tuple[str, int]:
         real = path.resolve(strict=True)
         if not real.is_relative_to(top):
             raise _Unusable("it is a link that leads out of the repository")
+        if any(
+            part.startswith(".") and part != ".." for part in Path(os.path.relpath(real, path.parent)).parts
+        ):
+            # A home folder can be a repository: keys lie in such places.
+            raise _Unusable("it is a link to a hidden file or folder")
         # A pipe must not make anybody wait, and a link put there meanwhile must not be followed.
         fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -119,6 +119,24 @@ def test_links_lead_nowhere_outside_of_the_repository(repo: Path, caplog: pytest
     assert parts(repo) == []
 
 
+def test_links_lead_to_nothing_hidden(repo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A home folder that is a repository holds keys."""
+    (repo / ".ssh").mkdir()
+    (repo / ".ssh" / "id").write_text("key")
+    (repo / ".netrc").write_text("key")
+    work = repo / ".work" / "deep"
+    work.mkdir(parents=True)
+    for target in ("../../.ssh/id", "../../.netrc", str(repo / ".ssh" / "id")):
+        (work / NAME).symlink_to(target)
+        assert read_guide(work) == ""
+        (work / NAME).unlink()
+    assert caplog.text.count("a link to a hidden file or folder") == 3
+    # Where it lies itself says nothing.
+    (work / "CLAUDE.md").write_text("here")
+    (work / NAME).symlink_to("CLAUDE.md")
+    assert parts(work) == ["here"]
+
+
 def test_what_is_no_file_makes_nobody_wait(repo: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = len(os.listdir("/dev/fd"))
     os.mkfifo(repo / NAME)
