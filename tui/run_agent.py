@@ -101,7 +101,7 @@ _EFFECTS = {"interrupt": "stopped", "close": "closed", "resume": "resumed"}
 _NOTHING = {"interrupt": "it runs no turn", "close": "it is closed already", "resume": "it is open already"}
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The engine said no: a code for programs, a sentence for people."""
 
     def __init__(self, reply: Reply) -> None:
@@ -157,7 +157,7 @@ def _change(args: Namespace, verb: str, text: str = "") -> int:
             async with engine_of(settings.home, target.swarm) as client:
                 reply = await client.send(command)
             if not reply.ok:
-                raise _Refused(reply)
+                raise Refused(reply)
             state = await reader.load_state(target.swarm)
             below = 0 if verb != "interrupt" or args.cascade else len(running_below(state, target.thread))
             results.append(_Result(target, reply.value, state.agents, below))
@@ -166,8 +166,8 @@ def _change(args: Namespace, verb: str, text: str = "") -> int:
     try:
         if code := signals.run(main):
             return code
-    except (_Refused, _Ambiguous, ClientError, NotFound, StoreError) as error:
-        return _failed(error, args.json)
+    except (Refused, _Ambiguous, ClientError, NotFound, StoreError) as error:
+        return failed(error, args.json)
     if args.json:
         reading.print_json(_json(results[0], verb, args.dry_run))
     else:
@@ -190,9 +190,9 @@ def _only(ref: str, found: Sequence[Found]) -> Found:
     raise _Ambiguous(f"{clean_line(ref)!r} means {len(found)} agents: {', '.join(names)}{more}{hint}")
 
 
-def _failed(error: Exception, json: bool) -> int:
+def failed(error: Exception, json: bool) -> int:
     """One sentence on standard error; for a script its code and the same sentence as JSON."""
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         code = error.code
     elif isinstance(error, NotFound):
         code = "not_found"

@@ -107,6 +107,28 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _tokens(text: str) -> int:
+    return int(_limit(text, "tokens"))
+
+
+def _dollars(text: str) -> float:
+    return _limit(text if text.startswith("$") else f"${text}", "cost")
+
+
+def _limit(text: str, kind: str) -> float:
+    from argparse import ArgumentTypeError
+
+    from core.view.budget import parse
+
+    try:
+        wanted = parse(text, None)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{error}, not {quote(text)}") from None
+    if wanted.kind != kind:
+        raise ArgumentTypeError(f"must be an amount of {'dollars' if kind == 'cost' else kind}")
+    return wanted.value
+
+
 def quote(text: str) -> str:
     from core.safety.text import clean_line, shorten
 
@@ -209,6 +231,19 @@ def _agent_send(parser: ArgumentParser) -> None:
     _agent_change(parser)
 
 
+def _agent_budget(parser: ArgumentParser) -> None:
+    parser.add_argument("id", metavar="SWARM", help="id of a swarm or agent, or its first letters")
+    for flag, amount, what in (
+        ("--tokens", _tokens, "tokens that all its agents together may use, like 1.5M"),
+        ("--cost", _dollars, "US dollars that all its agents together may cost"),
+        ("--per-agent-tokens", _tokens, "tokens that each of its agents may use"),
+        ("--per-agent-cost", _dollars, "US dollars that each of its agents may cost"),
+    ):
+        parser.add_argument(flag, metavar="N", type=amount, help=f"{what}; 0: no limit")
+    parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
+    parser.add_argument("--as", metavar="NAME", dest="author", default="operator", help="who asks (recorded)")
+
+
 def _completion(parser: ArgumentParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
@@ -297,6 +332,12 @@ VERBS: dict[str, Verb] = {
         "say something to an agent, as the operator",
         f'{PROGRAM} agent send iris "look at the tests too"',
         _agent_send,
+    ),
+    "agent budget": Verb(
+        "tui.run_budget:budget",
+        "what a swarm may spend; agents that wait for that go on",
+        f"{PROGRAM} agent budget 0198c0de --tokens 2M",
+        _agent_budget,
     ),
     "agent compact": Verb(
         "tui.run_agent:compact",

@@ -26,7 +26,7 @@ MOST_OUTPUT = 32_768
 LEAST_OUTPUT = 1_024
 """With less than this left for its answer a request is not sent."""
 IMAGE_TOKENS = 20_000
-HELD = "other requests hold what is left of the budget"
+HELD = "in line: other requests hold what is left of it"
 
 
 class BudgetSpent(Exception):

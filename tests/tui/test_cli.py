@@ -140,7 +140,7 @@ def test_common_options_count_before_and_after_the_verb() -> None:
     [
         (["watch"], "no verb 'watch'"),
         (["doctr", "--json"], "did you mean doctor?"),
-        (["agent"], "agent needs one of close, compact, interrupt, list, resume, send after it"),
+        (["agent"], "agent needs one of budget, close, compact, interrupt, list, resume, send after it"),
         (["agent", "iris"], "not 'iris'"),
         (["agent", "interrupt"], "AGENT"),
         (["agent", "send", "iris"], "TEXT"),

@@ -47,7 +47,7 @@ def offers(script: Path, line: str, cwd: Path, **env: str) -> list[str]:
     [
         ("watchroom j", ["job"]),
         ("watchroom job ''", ["run", "list", "show"]),
-        ("watchroom --json agent ''", ["list", "interrupt", "close", "resume", "send", "compact"]),
+        ("watchroom --json agent ''", ["list", "interrupt", "close", "resume", "send", "budget", "compact"]),
         ("watchroom --model job ex", ["exec"]),  # the value of an option is no verb
         ("watchroom --model", ["--model"]),
         ("watchroom --model ''", []),
