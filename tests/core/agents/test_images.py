@@ -19,14 +19,16 @@ from core.agents.images import Images, has_marks
 from core.agents.swarm import Swarm
 from core.agents.tools import control_tools
 from core.domain import events as e
-from core.domain.commands import SendInput
+from core.domain.commands import GetTranscript, SendInput
 from core.models.types import ModelError
 from core.store.blobs import make_blob
 from core.store.connection import FILE_NAME
 from core.store.errors import StoreError
 from core.tools.base import Tool, ToolContext, ToolImage, ToolOutput
+from core.view.transcript import Transcript
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import Number, Stage
+from tests.core.agents.test_mcp import fake, mcp
 from tests.core.agents.test_residency import Inside, say, turns
 from tests.core.agents.test_resume import Later
 from tests.core.agents.test_tools import spawn, wait
@@ -360,3 +362,23 @@ async def test_an_event_that_cannot_be_written_leaves_no_picture(tmp_path: Path)
         # Others of the same batch keep theirs, with and without an operation beside them.
         await store.append(swarm, [e.AssistantMessage(agent=root, text="x")], blobs=[blob, blob])
         assert query(tmp_path, "SELECT count(*) FROM blobs") == [(1,)]
+
+
+# --- all the way -----------------------------------------------------------------------------------------
+
+
+async def test_an_image_of_an_mcp_server_goes_all_the_way(stage: Stage) -> None:
+    agents = {"/root": [step(call("docs__image")), step(text="seen")]}
+    async with stage.play(agents, **mcp(docs=fake(default_tools_approval_mode="approve"))) as watched:
+        await watched.quiet()
+        page = await watched.client.page(GetTranscript(swarm=watched.swarm, thread=watched.root))
+        transcript = Transcript(watched.root)
+        transcript.prepend(page)
+    [[text, picture]] = shown(stage.bodies()[-1])
+    [ended] = watched.of(e.ToolEnded)
+    assert text == "[image png 40 kB]"
+    [(raw,)] = query(stage.folder / "home", "SELECT data FROM blobs")
+    assert picture == url(raw)
+    assert ended.images[0].size == len(raw)
+    [row] = [row.call for row in transcript.rows if row.call is not None]
+    assert row.summary() == text
