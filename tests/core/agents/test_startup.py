@@ -4,7 +4,9 @@ and when it fails. The start is the test's own: it ends when the test says so.""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from core.domain import commands as c
 from core.domain import events as e
 from core.domain.state import SwarmState
 from core.tools.base import Tool
-from tests.clock import FakeClock
+from tests.clock import FakeClock, settle
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import WAIT, Gate, Stage, Tick, outputs, passes
 from tests.core.agents.test_resume import Later
+from tests.core.crash import check, journal
 from tests.core.harness import Watched
 
 Steps = list[dict[str, Any]]
@@ -74,6 +77,11 @@ class Slow:
             future.set_result(None)
         else:
             future.set_exception(error)
+
+    def finish(self, path: str, error: Exception | None) -> None:
+        """As `ends`, if there is a start to end."""
+        if (future := self._starts.get(path)) is not None and not future.done():
+            self.ends(path, error)
 
     def waits_for(self, spec: AgentSpec) -> str:
         return "MCP servers docs, shop"
@@ -612,3 +620,70 @@ async def test_a_worker_that_cannot_start_fails_its_row_with_the_reason(
     assert watched.at(worker).status == "shutdown"
     # A job hears of its workers by their rows, not by mail.
     assert not [mail for mail in watched.of(e.MailQueued, "/root") if mail.author == worker]
+
+
+# --- any story -------------------------------------------------------------------------------------------
+
+CHILDREN = [f"/root/{name}" for name in "abcdef"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_happens_while_agents_start_up_nobody_is_stuck(
+    later: Later, slow: Slow, seed: int
+) -> None:
+    """Starts that end well or badly, among closes, interrupts, resumes and words of the operator."""
+    chance = random.Random(seed)
+    slow.slow = set(CHILDREN)
+    spawns = [spawn(path.removeprefix("/root/")) for path in CHILDREN]
+    played = {"/root": [step(*spawns), step(text="over")], "/root/*": [step(text="x")]}
+    limits = {"max_threads": 3, "max_resident": 3, "slots": chance.choice(["running", "running", "spawned"])}
+    if limits["slots"] == "spawned":
+        limits["max_threads"] = 7
+    async with later.first(played, agents=limits) as (one, swarm, _):
+        hosted = one.engine._swarm(swarm)
+        for path in CHILDREN:
+            await slow.begun(path)
+        doing: set[asyncio.Task[Any]] = set()
+        for _ in range(60):
+            path = chance.choice(CHILDREN)
+            if chance.random() < 0.5:
+                # One that came back has a turn already, which would fail: another test looks at that.
+                new = one.at(swarm, path).status == "pending_init"
+                slow.finish(path, StartupError(DOWN) if new and chance.random() < 0.5 else None)
+            else:
+                thread = one.at(swarm, path).thread
+                command: c.AnyCommand = chance.choice(
+                    [
+                        c.Close(swarm=swarm, thread=thread),
+                        *[c.Interrupt(swarm=swarm, thread=thread)] * 3,
+                        *[c.ResumeAgent(swarm=swarm, thread=thread)] * 3,
+                        *[c.SendInput(swarm=swarm, thread=thread, text="hello")] * 3,
+                    ]
+                )
+                doing.add(asyncio.create_task(one.engine.handle(command)))
+            if chance.random() < 0.5:
+                await settle(chance.randrange(30))
+        async with asyncio.timeout(20):
+            # Every command is answered although starts go on, and every start can be waited for.
+            for reply in await asyncio.gather(*doing):
+                assert reply.ok or reply.code in ("refused", "not_found"), reply.error
+            while True:
+                for path in CHILDREN:
+                    slow.finish(path, None)
+                await settle()
+                if one.engine.state(swarm).quiet():
+                    break
+        state = one.engine.state(swarm)
+        assert all(agent.wait is None for agent in state.agents.values())
+        if limits["slots"] == "running":
+            assert hosted.slots.used == 0
+        await check(one.engine, swarm)
+        events = await journal(one.engine, swarm)
+    told = [ev.author for ev in events if isinstance(ev, e.MailQueued) and "could not start" in ev.text]
+    failed = [state.agents[ev.agent or ""].path for ev in events if isinstance(ev, e.AgentFailed)]
+    assert sorted(told) == sorted(failed)
+    for before, after in itertools.pairwise(events):
+        if isinstance(before, e.AgentFailed):
+            # In one transaction.
+            assert isinstance(after, e.MailQueued)
+            assert after.author == state.agents[before.agent or ""].path
