@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from core.domain.status import Usage
 from core.models.types import Completed, ModelEvent, ModelRequest
 from core.tools.base import Tool
 from tests.clock import settle
-from tests.core.agents.scenarios import call, step
+from tests.core.agents.scenarios import call, scenario, step
 from tests.core.agents.stage import Gate, Stage, Tick
 from tests.core.agents.test_resume import Later
 from tests.core.agents.test_startup import Slow, slow
 from tests.core.agents.test_tools import spawn, wait
-from tests.core.crash import check, leave
+from tests.core.crash import check, home_settings, journal, killed, leave
 from tests.core.harness import Watched
 
 __all__ = ["slow"]
@@ -493,3 +494,65 @@ async def test_a_fork_of_a_compacted_parent_has_the_summary(stage: Stage) -> Non
             "<compacted_history>",
             "more",
         ]
+
+
+GROWS = {
+    "/root": [
+        *(step(call("exec_command", cmd=f"echo {n}"), text=BIG, latency_ms=5) for n in range(8)),
+        step(text="end"),
+    ]
+}
+
+
+@pytest.mark.parametrize("moment", ["asks", "has"])
+async def test_an_engine_that_is_killed_meanwhile_leaves_one_history_or_the_other(
+    later: Later, moment: str
+) -> None:
+    settings = home_settings(later.folder, later.folder / "home", scenario(GROWS), sandbox="off", **WINDOW)
+
+    def when(events: list[e.AnyEvent]) -> bool:
+        if moment == "has":
+            return any(isinstance(event, e.HistoryCompacted) for event in events)
+        return any(isinstance(event, e.Notice) and "writes a summary" in event.text for event in events)
+
+    told = await asyncio.to_thread(killed, settings, "go", when, sandbox="off", **WINDOW)
+    swarm, root = told[0].swarm, next(event.agent for event in told if isinstance(event, e.AgentSpawned))
+    assert root is not None
+    async with later.second(GROWS, swarm, home="home", **WINDOW) as two:
+        await two.quiet(swarm)
+        assert two.at(swarm, "/root").status_message == "end"
+        await check(two.engine, swarm)
+        events = await journal(two.engine, swarm)
+    ran = [event.arguments for event in events if isinstance(event, e.ToolCalled)]
+    assert ran == [f'{{"cmd":"echo {n}"}}' for n in range(8)]
+    done = [event for event in events if isinstance(event, e.HistoryCompacted)]
+    first = texts(later.bodies("/root")[0])
+    before = [event for event in told if isinstance(event, e.HistoryCompacted)]
+    assert any(text.startswith("<compacted_history>") for text in first) == bool(before)
+    assert len(done) > len(before)
+
+
+async def test_what_nobody_has_counted_is_estimated(later: Later) -> None:
+    """A new engine knows no count of the last one's server; and what came since counts too."""
+    async with later.first({"/root": [step(text=BIG) for _ in range(5)]}) as (one, swarm, root):
+        for turns in range(2, 6):
+            await one.quiet(swarm)
+            await one.send(SendInput(swarm=swarm, thread=root, text="more"))
+            await one.until(swarm, lambda s, turns=turns: s.agents[root].turns == turns and s.quiet())
+        later.dies()
+    async with later.second({"/root": []}, swarm, **WINDOW) as two:
+        await two.send(SendInput(swarm=swarm, thread=root, text="more"))
+        await two.until(swarm, lambda s: s.agents[root].turns == 6 and s.quiet())
+        assert [asks(body) for body in later.bodies("/root")] == [True, False]
+        (compacted,) = two.of(e.HistoryCompacted)
+        assert (compacted.reason, compacted.tokens) == ("window", None)
+
+
+async def test_long_outputs_count_before_a_server_has_counted_them(stage: Stage) -> None:
+    long = step(call("exec_command", cmd="head -c 16000 /dev/zero | tr '\\0' x"))
+    async with stage.play({"/root": [long, step(text="end")]}, options=WINDOW, window=6_000) as watched:
+        approver = asyncio.create_task(watched.approve_all())
+        await watched.quiet()
+        approver.cancel()
+    assert [one.reason for one in watched.of(e.HistoryCompacted)] == ["window"]
+    assert all(entry.status == 200 or asks(entry.body or {}) for entry in stage.log if entry.body)
