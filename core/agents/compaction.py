@@ -16,7 +16,7 @@ import msgspec
 
 from core.agents import prompts
 from core.agents.errors import Refused
-from core.agents.history import Item, size_of, text_of, user_item
+from core.agents.history import MARK, Item, size_of, text_of, user_item
 from core.agents.sampling import Sampler, message_text
 from core.domain import events as e
 from core.domain.state import SwarmState
@@ -34,6 +34,8 @@ KEEP = 80_000
 RESCUES = 2
 """How often in a row a server may find the history too long; each time less of it stays."""
 BYTES_PER_TOKEN = 4
+IMAGE_BYTES = 6_000
+"""What a picture counts for, whatever its size."""
 SHORTER = (1, 2, 8, 32)
 """What a summary is made of where the whole does not fit: that part of it, the newest."""
 LONGEST_TEXT, LEAST_TEXT = 4_000, 200
@@ -72,7 +74,7 @@ class Compaction:
         if reason is None:
             return False
         try:
-            await self._compact(reason, KEEP)
+            await self._compact(reason, self._keep())
         except (ModelError, NoSummary) as error:
             self._given_up = True
             text = f"the history could not be compacted and stays as it is: {error}"
@@ -85,7 +87,7 @@ class Compaction:
         nothing left to leave out. Raises ModelError, which says why it could not be done."""
         if error.kind != "context" or self._rescues == RESCUES:
             return False
-        keep = KEEP // 10**self._rescues
+        keep = self._keep() // 10**self._rescues
         self._rescues += 1
         try:
             await self._compact("error", keep)
@@ -103,10 +105,15 @@ class Compaction:
         if history.asked:
             return "operator"
         window = self._window()
-        if window is None or history.fresh:
-            # With no answer since the last time there is nothing that could go.
+        if window is None or self._length() < FULL * window:
             return None
-        return "window" if self._length() >= FULL * window else None
+        # Where it is not the history that fills the window, a summary of each step would be no help.
+        gain = _size(history.answered[history.base :]) // BYTES_PER_TOKEN
+        return "window" if gain >= (1 - FULL) * window else None
+
+    def _keep(self) -> int:
+        """A quarter of the window at most."""
+        return min(KEEP, self._window() or KEEP)
 
     def _window(self) -> int | None:
         """In tokens; None: nobody said."""
@@ -129,14 +136,11 @@ class Compaction:
         """Raises ModelError or NoSummary; then the history is as it was."""
         agent = self._agent
         history = agent.history
-        window = self._window()
-        if window is not None:
-            keep = min(keep, window)
         tokens = history.counted[0] if history.counted is not None else None
         events: list[e.Event] = []
         summary = history.summary
         if not history.fresh and history.answered:
-            response, seconds = await self._ask(reason, window)
+            response, seconds = await self._ask(reason)
             events += self._sampler.told(response, seconds)
             summary = head_and_tail(said(response), max(keep // 2, LEAST_SUMMARY))
         compacted = e.HistoryCompacted(
@@ -150,9 +154,9 @@ class Compaction:
         await agent.swarm.append([*events, compacted])
         history.counted = None
 
-    async def _ask(self, reason: Reason, window: int | None) -> tuple[Completed, float]:
+    async def _ask(self, reason: Reason) -> tuple[Completed, float]:
         """A summary of what the model has seen; of less and less of it, as long as that is too much."""
-        agent = self._agent
+        agent, window = self._agent, self._window()
         why = {"window": "its window is nearly full", "error": "it is too long", "operator": "as asked"}
         text = f"compacting the history, {why[reason]}: the model writes a summary"
         await agent.swarm.append([e.Notice(agent=agent.thread, text=text)])
@@ -262,7 +266,9 @@ def _size(items: Sequence[Item]) -> int:
 
 
 def _item_size(item: Item) -> int:
+    output = item.get("output")
+    images = sum(part["type"] == MARK for part in output) if isinstance(output, list) else 0
     try:
-        return len(msgspec.json.encode(item))
+        return len(msgspec.json.encode(item)) + images * IMAGE_BYTES
     except UnicodeEncodeError:  # half a surrogate pair
-        return size_of(str(item))
+        return size_of(str(item)) + images * IMAGE_BYTES

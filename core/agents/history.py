@@ -173,6 +173,11 @@ class History:
         """Whether nothing but messages came since the last compaction."""
         return self._base == self._answered
 
+    @property
+    def base(self) -> int:
+        """The index behind the last summary, 0 if there is none."""
+        return self._base or 0
+
     def _compact(self, event: e.HistoryCompacted) -> None:
         said, tasks = _ids(self._heard), _ids(self._tasks)
         answered, new = self.items[: self._answered], self.items[self._answered :]

@@ -53,7 +53,7 @@ def apply(state: SwarmState, event: e.Event, changes: Changes | None = None) -> 
 
 
 IN_TRANSCRIPT = frozenset(e.TRANSCRIPT)
-_PASSIVE = frozenset({e.MailQueued, e.JobRowClaimed, e.JobRowEnded, e.JobReportRefused})
+_PASSIVE = frozenset({e.MailQueued, e.CompactionAsked, e.JobRowClaimed, e.JobRowEnded, e.JobReportRefused})
 """Events in an agent's history that it did not cause itself: they do not make it look alive."""
 
 

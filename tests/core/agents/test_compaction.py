@@ -142,6 +142,16 @@ async def test_the_window_of_the_agents_own_model_counts(stage: Stage) -> None:
     assert not watched.of(e.HistoryCompacted)
 
 
+async def test_a_window_that_something_else_fills_does_not_cost_a_summary_at_each_step(stage: Stage) -> None:
+    """The tools alone are longer than this window: nothing is gained before the history is long, too."""
+    steps = [step(call("tick", n=n)) for n in range(6)] + [step(text="end")]
+    small = {"catalog": {"*": {"context_window": 2_000}}}
+    async with stage.play({"/root": steps}, options=small) as watched:
+        await watched.quiet()
+    assert all(len(str(body)) > 4 * 2_000 for body in stage.bodies() if not asks(body))
+    assert len([body for body in stage.bodies() if asks(body)]) <= 2
+
+
 # --- a server that says no -------------------------------------------------------------------------------
 
 
