@@ -193,7 +193,8 @@ End an agent and everything below it, and free what they hold. Messages that the
 Returns its previous status.""",
     "resume_agent": """\
 Open a closed agent again, with its history and with those below it that were closed together with it. They
-come back idle; give them work with followup_task. Returns its status.""",
+come back idle; give them work with followup_task. One that could not start (errored, and it never ran) starts
+up again, and then does what waits for it. Returns its status.""",
 }
 """Descriptions of the control tools, by name."""
 
