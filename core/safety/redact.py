@@ -115,13 +115,15 @@ def secret_values(env: Mapping[str, str], key_vars: Iterable[str] = ()) -> set[s
 
 
 def redact_value(value: Any, redact: Callable[[str], str]) -> Any:
-    """Every string in a JSON value, keys too, except opaque fields."""
+    """Every string in a JSON value, keys too, except opaque fields; in structs too."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, list):
         return [redact_value(v, redact) for v in value]
     if isinstance(value, tuple):
         return tuple(redact_value(v, redact) for v in value)
+    if isinstance(value, msgspec.Struct):
+        return redact_struct(value, redact)
     if isinstance(value, dict):
         return {redact(k): v if k == _OPAQUE else redact_value(v, redact) for k, v in value.items()}
     return value

@@ -181,8 +181,12 @@ def _filled(kind: type[e.Event]) -> e.Event:
             fields[field.name] = {"content": [{CANARY: CANARY}]}
         elif field.type is str or names == "str | None":
             fields[field.name] = f"before {CANARY} after"
+        elif field.type == tuple[e.Image, ...]:
+            fields[field.name] = (e.Image(blob="b", media_type=CANARY, size=1),)
         elif names.startswith("tuple"):
             fields[field.name] = (CANARY, "x")
+        elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            fields[field.name] = field.type()
         elif field.required:
             fields[field.name] = {int: 1, float: 1.0}.get(field.type) or field.type.__args__[0]
     return kind(**fields)
