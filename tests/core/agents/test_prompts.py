@@ -74,6 +74,7 @@ def told() -> str:
     parts.append("## compacted\n\n" + prompts.compacted(summary, team))
     parts.append("## told to parents\n\n" + prompts.interrupted_notice("/root/a", "operator"))
     parts.append(prompts.errored_notice("/root/a", "no such model"))
+    parts.append(prompts.start_failed_notice("/root/a", "docs: it ended with exit code 1"))
     parts += [
         f"## {tool.name}\n\n{prompts.TOOLS[tool.name]}\n\n{json.dumps(json_schema(tool.Args), indent=1)}"
         for tool in KINDS
