@@ -41,12 +41,13 @@ class Images:
         """Whether a request may have been refused for its pictures: servers word that in many ways."""
         return error.kind == "bad_request" or "image" in str(error).lower()
 
-    def withhold(self, model: str) -> bool:
-        """Send `model` no pictures from now on: else an agent that was given one could never go on. False:
-        it got none before."""
-        got = model not in self._blind
+    def withheld(self, model: str) -> bool:
+        """Whether `model` is sent no pictures."""
+        return model in self._blind
+
+    def withhold(self, model: str) -> None:
+        """Send `model` no pictures from now on: else an agent that was given one could never go on."""
         self._blind.add(model)
-        return got
 
     def give(self, model: str) -> None:
         """Send `model` pictures again."""

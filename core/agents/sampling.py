@@ -50,12 +50,14 @@ class Sampler:
         retries and waits are recorded as they happen. What `told` makes of it must be recorded: until then
         the budget takes its bound as spent. Raises ModelError, or BudgetSpent if nobody attends."""
         images, model = self._swarm.images, self._agent.model
+        blind = images.withheld(model)
         try:
             return await self._once(items, tools, shown)
         except ModelError as error:
-            if not (images.suspects(error) and has_marks(items) and images.withhold(model)):
+            if blind or not images.suspects(error) or not has_marks(items):
                 raise
             refusal = error
+        images.withhold(model)
         try:
             found = await self._once(items, tools, shown)
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -254,6 +255,34 @@ async def test_a_server_that_takes_no_images_does_not_stop_the_agent(
     assert [entry.status for entry in stage.log] == [200, 400, 200, 200]
     [note] = [n.text for n in watched.of(e.Notice) if "images" in n.text]
     assert "is sent none from now on" in note
+
+
+class Together(Camera):
+    """All calls end at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.barrier = asyncio.Barrier(count)
+
+    async def run(self, args: Any, ctx: ToolContext) -> ToolOutput:
+        await self.barrier.wait()
+        return await super().run(args, ctx)
+
+
+async def test_agents_that_find_it_out_at_once_all_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core.scripted.check, "is_image", lambda address: False)
+    names = [f"a{n}" for n in range(6)]
+    stage = Stage(tmp_path, monkeypatch, [Together(len(names))])
+    agents = {
+        "/root": [step(*map(spawn, names)), step(wait(*names, mode="all")), step(text="over")],
+        "/root/*": [step(call("look")), step(text="seen")],
+    }
+    async with stage.play(agents) as watched:
+        await watched.quiet()
+        assert [watched.at(f"/root/{name}").status_message for name in names] == ["seen"] * 6
+    assert [entry.status for entry in stage.log].count(400) > 1
 
 
 async def test_a_refusal_that_images_did_not_cause_is_what_it_was(
