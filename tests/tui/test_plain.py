@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.domain import events as e
 from core.domain.state import JobState
-from core.domain.status import Wait
+from core.domain.status import Budget, Wait
 from core.safety.text import is_clean
 from core.view.swarm import SwarmView
 from tests.tui import cli_story as story
@@ -289,3 +289,33 @@ async def test_off_means_notes_only() -> None:
     await progress.note("said")
     await progress.end()
     assert screen.text == "said\n"
+
+
+def test_servers_budgets_and_compaction_in_lines() -> None:
+    events = [
+        *story.opening(),
+        e.McpServerChanged(server="docs", status="starting"),
+        e.McpServerChanged(server="docs", status="ready", tools=12, seconds=0.82),
+        e.McpServerChanged(server="shop\x1b[2J", status="failed", detail="no such\ncommand", required=True),
+        e.BudgetSet(budget=Budget(tokens=1000, per_agent_cost=2.5), by="operator"),
+        e.UsageUnknown(agent=ROOT, tokens=1200, reason="the answer was cut"),
+        e.AgentWaits(agent=ROOT, wait=Wait(reason="startup", detail="MCP server docs")),
+        e.AgentWaits(
+            agent=ROOT, wait=Wait(reason="budget", detail="limit reached: budget.tokens = 1,000; spent")
+        ),
+        e.HistoryCompacted(agent=ROOT, summary="long", tokens=181_000),
+        e.BudgetSet(budget=Budget(), by="operator"),
+        e.UsageUnknown(agent=ROOT, tokens=1200),
+    ]
+    expected = [
+        "mcp docs ready 12 tools 0.8s",
+        "mcp shop failed: no such command",
+        "swarm budget 0 of 1,000 tokens used; $0.00 of $2.50 used by one agent (by operator)",
+        "root usage unknown 1,200 tokens count as used: the answer was cut",
+        "root waits start-up: MCP server docs",
+        "root waits budget: tokens = 1,000; spent",
+        "root compacted 181,000 tokens",
+        "swarm budget no limit (by operator)",
+    ]
+    assert [line[9:] for line in told(events)[-8:]] == expected
+    assert [line[9:] for line in told(events, "headless")[-8:]] == expected

@@ -19,6 +19,8 @@ from tui.paint import Line, width_of
 from tui.widgets.line_view import LineView
 
 MAX_GUIDES = 8
+REASON = 24
+"""Cells that are enough for the reason of a wait or a failure."""
 
 
 class Node(NamedTuple):
@@ -134,7 +136,7 @@ class AgentTree(LineView):
         tail: Line = [*age, *self._used(agent, node, wide=wide), (" ", "fg")]
         room = width - width_of(line) - width_of(tail)
         said = self._detail(agent)
-        if wide and look.word in ("waits", "queued", "failed") and cell_len(said) >= room:
+        if wide and room <= REASON and cell_len(said) >= room and look.word in ("waits", "queued", "failed"):
             tail = tail[-2:]  # why it does not go on says more than how long and how much so far
             room = width - width_of(line) - width_of(tail)
         detail = text.fit(said, max(room - 1, 0)) + " " if room > 3 else " " * max(room, 0)

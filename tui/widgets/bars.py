@@ -28,7 +28,7 @@ def why(view: SwarmView, agent: AgentState, now: datetime) -> str:
     if agent.status == "shutdown":
         return "closed; u resumes it"
     if agent.start_failed:
-        return f"{words.outcome(agent)}; u tries again"
+        return f"u tries again; {words.outcome(agent)}"
     if agent.wait is not None and not agent.asks:
         return words.waits_for(agent.wait, view.place(agent.thread), now)
     return words.outcome(agent)

@@ -201,7 +201,7 @@ def test_a_typed_limit_is_understood(
     ["", "much", "-5", "1,5M", "1.5.0", "1e9", "12 34", "$5 tokens", "0.5", "9999999999M", "٣", "1\n2"],
 )
 def test_a_limit_that_is_not_clear_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match="token") as refused:
         budget.parse(text, None)
     assert len(str(refused.value).splitlines()) == 1
 
