@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import os
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from tests.core.agents.stage import HANGING, WAIT
 from tests.core.crash import check, home_settings, journal, killed, leave, stand
 from tests.core.harness import Watched, engine
 from tests.core.test_engine import reporting
+from tests.core.tools.mcp.fakes import SCRIPT
+from tests.core.tools.processes import alive, gone
 
 TEAM: dict[str, list[dict[str, Any]]] = {
     "/root": [
@@ -100,6 +104,43 @@ def answers_reach_parents(events: list[e.AnyEvent]) -> None:
         ends = [t for t in events if isinstance(t, e.TurnCompleted) and t.agent == thread]
         heard = [t for t in told if t.author == child.path and "interrupted" not in t.text]
         assert len(heard) == len(ends)
+
+
+async def test_a_team_with_mcp_servers_goes_on_from_every_commit(tmp_path: Path) -> None:
+    """Shared servers and an agent's own: the next engine starts what is needed, and ends it."""
+    marker = f"mcp-{uuid.uuid4().hex}"
+    docs = {"command": sys.executable, "args": ["-I", "-S", str(SCRIPT), "good", marker]}
+    options: dict[str, Any] = {"mcp": {"docs": docs}, "agents": {"roles": {"loner": {"mcp": "own"}}}}
+    echo = call("docs__echo", text="hello")
+    played: dict[str, list[dict[str, Any]]] = {
+        "/root": [
+            step(call("spawn_agent", task_name="a", message="do a", agent_type="loner")),
+            step(echo),
+            step(call("wait_agent", targets=["a"], timeout_ms=WAIT)),
+            {"text": "all done"},
+        ],
+        "/root/a": [step(echo), {"text": "a is done"}],
+    }
+    settings = team(tmp_path, tmp_path / "home", played, **options)
+    swarm, homes = await crash_everywhere(
+        settings, StartSwarm(task="go"), tmp_path / "copies", lambda state: state.quiet()
+    )
+    assert gone(marker)
+    for home in homes:
+        async with stand(team(tmp_path, home, played, **options)) as two:
+            reply = await two.resume(swarm)
+            assert reply.ok, reply.error
+            state = two.engine.state(swarm)
+            if state.agents[reply.value["thread"]].turns == 0 and not state.mail:
+                await two.send(SendInput(swarm=swarm, thread=reply.value["thread"], text="go"))
+            await two.quiet(swarm)
+            await check(two.engine, swarm)
+            assert not [agent for agent in state.agents.values() if agent.status == "errored"]
+            running = [server for server in state.servers.values() if server.status != "ended"]
+            # What is said to run is what runs, whatever the one before had said.
+            assert len(alive(marker)) == len(running)
+            assert {server.status for server in running} <= {"ready"}
+        assert gone(marker)
 
 
 async def test_dying_again_while_it_comes_back(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class McpTool(Tool):
         self._server = server
         self._offer = offer
         self._policy = policy
+        self._definition: dict[str, Any] | None = None
 
     @property
     def server(self) -> str:
@@ -55,6 +56,13 @@ class McpTool(Tool):
 
     def schema(self) -> dict[str, Any]:
         return self._offer.schema
+
+    def definition(self) -> dict[str, Any]:
+        """The same object for all agents that share the tool: a thousand of them with a hundred tools each
+        must not hold a hundred thousand."""
+        if self._definition is None:
+            self._definition = super().definition()
+        return self._definition
 
     def brief(self, args: Mapping[str, Any]) -> str:
         values = (value if isinstance(value, str) else json.dumps(value) for value in args.values())

@@ -244,6 +244,9 @@ async def test_nothing_is_typed_to_a_sub_agent_that_starts_up(stage: Stage, slow
                 "/root/a is still starting up (waiting for MCP servers docs, shop);"
                 " it takes input once it is ready"
             )
+        thread = watched.at("/root/a").thread
+        refused = await watched.client.send(c.Compact(swarm=watched.swarm, thread=thread))
+        assert (refused.ok, refused.error) == (False, reply.error)
         assert watched.at("/root/a").mail == 1
         slow.ends("/root/a")
         await watched.until(lambda s: s.quiet())
