@@ -75,9 +75,14 @@ class Births:
             )
         )
         self._swarm.root = agent
+        first: list[e.Event] = [
+            e.Notice(agent=agent.thread, text=problem, level="warning")
+            for problem in self._config.guide_problems
+        ]
         if task is not None:
             # Whatever its start-up comes to: the task is there when it is tried again.
-            await self._swarm.append([self._swarm.mail(agent.thread, by, "INPUT", task, trigger=True)])
+            first.append(self._swarm.mail(agent.thread, by, "INPUT", task, trigger=True))
+        await self._swarm.append(first)
         return agent
 
     async def spawn(

@@ -48,6 +48,8 @@ class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the root is told when to give work to others."""
     guide: str = ""
     """What the workspace's AGENTS.md files say, for every agent."""
+    guide_problems: tuple[str, ...] = ()
+    """What the operator is told of those that could not be used."""
     interrupt_message: bool = True
     """Whether the model is told that its turn was interrupted."""
     catalog: Mapping[str, ModelEntry] = {}

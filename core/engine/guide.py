@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from core.agents.prompts import guide_part
 from core.safety.text import clean, clean_line, size_of
@@ -24,14 +25,21 @@ class _Unusable(Exception):
     """Why a file is left out."""
 
 
-def read_guide(folder: Path) -> str:
-    """What the AGENTS.md files say, the outermost first, each in a frame that names it; empty without any.
-    `folder` is resolved. What cannot be used is logged and left out; nothing is raised. Reads the disk."""
+class Guide(NamedTuple):
+    text: str
+    """What the files say, the outermost first, each in a frame that names it; empty without any."""
+    problems: tuple[str, ...]
+    """A line for each file that was left out, or cut."""
+
+
+def read_guide(folder: Path) -> Guide:
+    """The AGENTS.md files for a swarm in `folder`, which is resolved. Raises nothing. Reads the disk."""
     top = _repository(folder)
     folders = [folder]
     while folders[-1] != top:
         folders.append(folders[-1].parent)
     parts: list[str] = []
+    problems: list[str] = []
     room = MAX_BYTES
     for place in folders:
         path = place / NAME
@@ -39,13 +47,19 @@ def read_guide(folder: Path) -> str:
             continue
         shown = clean_line(str(path))
         try:
-            text, room = _read(path, top, room)
+            text, left = _read(path, top, room)
         except _Unusable as why:
-            log.warning("%s is left out: %s", shown, why)
+            problems.append(f"{shown} is left out: {why}")
             continue
+        room = 0 if left else room - len(text.encode())
+        if left:
+            problems.append(f"{shown}: {left} of it is left out, the limit is {size_of(MAX_BYTES)}")
+            text = f"{text}\n[{left} more is left out]" if text else ""
         if text:
             parts.append(guide_part(str(path), text))
-    return "\n\n".join(reversed(parts))
+    for problem in problems:
+        log.warning("%s", problem)
+    return Guide("\n\n".join(reversed(parts)), tuple(problems))
 
 
 def _repository(folder: Path) -> Path:
@@ -56,8 +70,8 @@ def _repository(folder: Path) -> Path:
     return folder
 
 
-def _read(path: Path, top: Path, room: int) -> tuple[str, int]:
-    """The clean text of a file, and the room that it leaves. Raises _Unusable."""
+def _read(path: Path, top: Path, room: int) -> tuple[str, str]:
+    """The clean text of a file, `room` bytes at most, and how much of it that is not. Raises _Unusable."""
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(top):
@@ -87,11 +101,7 @@ def _read(path: Path, top: Path, room: int) -> tuple[str, int]:
         decoded = raw.decode("utf-8-sig") if more <= 0 else _cut(raw)
     except UnicodeDecodeError:
         raise _Unusable("it is not UTF-8") from None
-    text = clean(decoded).strip()
-    if more > 0:
-        log.warning("%s: %s of it are left out, the limit is %s", path, size_of(more), size_of(MAX_BYTES))
-        text = f"{text}\n[{size_of(more)} more are left out]" if text else ""
-    return text, room - len(raw)
+    return clean(decoded).strip(), size_of(more) if more > 0 else ""
 
 
 def _bytes(fd: int, count: int) -> bytes:

@@ -87,8 +87,11 @@ class Hosting:
             self._redactor.learn(setup.secrets)
         model = await held.enter_async_context(self._models.client(settings))
         sandbox = await self._find_sandbox(config)
-        guide = self._store.redact(await asyncio.to_thread(read_guide, config.cwd))
-        config = msgspec.structs.replace(config, sandboxed=sandbox is not None, guide=guide)
+        guide = await asyncio.to_thread(read_guide, config.cwd)
+        config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
+        config = msgspec.structs.replace(
+            config, guide=self._store.redact(guide.text), guide_problems=guide.problems
+        )
         environment = environment_of(setup)
         servers = SwarmServers(
             settings.mcp,
