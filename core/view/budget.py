@@ -20,6 +20,8 @@ class Limit(NamedTuple):
     kind: Kind
     used: float
     limit: float
+    needed: float = 0
+    """What the request of an agent that it stops needs at least."""
 
     @property
     def share(self) -> float:
@@ -45,8 +47,9 @@ class Limit(NamedTuple):
         return f"{self.amount(self.used)} of {self.amount(self.limit)}{unit} used{who}"
 
     def proposal(self) -> str:
-        """Half as much again as the limit, or as what is used if that is more; as an operator types it."""
-        value = max(self.limit, self.used) * 1.5
+        """Half as much again as the limit, or as what is used, and enough for the request that waits; as an
+        operator types it."""
+        value = max(self.limit * 1.5, self.used * 1.5, self.used + self.needed)
         return typed(value, money=self.money)
 
 
@@ -84,10 +87,11 @@ def binding(state: SwarmState) -> Limit | None:
     of equals the swarm's. None without a budget."""
     found = limits(state)
     for agent in waiting(state):
-        named = _NAMED.search(agent.wait.detail if agent.wait is not None else "")
+        said = agent.wait.detail if agent.wait is not None else ""
+        named, needs = _NAMED.search(said), _NEEDS.search(said)
         for limit in found:
             if named is not None and limit.kind == named[1]:
-                return limit
+                return limit._replace(needed=float(needs[1].replace(",", "")) if needs is not None else 0)
     return max(found, key=lambda limit: limit.share, default=None)
 
 
@@ -113,6 +117,7 @@ def _dollars(of: SwarmState | AgentState) -> float:
 
 
 _NAMED = re.compile(r"\bbudget\.(\w+)")
+_NEEDS = re.compile(r"\bneeds at least \$?([\d,]+(?:\.\d+)?)", re.ASCII)
 _TYPED = re.compile(
     r"(?P<agent>(?:per[ _-]?)?agent\s+)?(?P<money>\$\s*)?"
     r"(?P<number>(?:\d{1,3}(?:[,_ ]\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*"

@@ -149,14 +149,37 @@ def test_the_limit_that_an_agent_names_is_the_one_to_raise() -> None:
     assert [agent.thread for agent in budget.waiting(state)] == ["root"]
     binds = budget.binding(state)
     assert binds is not None
-    assert (binds.kind, binds.proposal()) == ("per_agent_tokens", "750")
+    assert (binds.kind, binds.words()) == ("per_agent_tokens", "90 of 500 tokens used by one agent")
+    assert binds.proposal() == "750"
+
+
+def test_a_proposal_is_enough_for_the_request_that_waits() -> None:
+    detail = "limit reached: budget.{}; 90 are spent, and its next request needs at least {}"
+    for kind, needs, typed in (("tokens", "1,200", "1.29k"), ("cost", "$7.2511", "$7.76")):
+        limits = Budget(tokens=100, cost=1.0)
+        wait = Wait(reason="budget", detail=detail.format(f"{kind} = 100", needs))
+        state = spent(limits, used("root", 90, 0.5), e.AgentWaits(agent="root", wait=wait))
+        binds = budget.binding(state)
+        assert binds is not None
+        assert (binds.kind, binds.proposal()) == (kind, typed)
 
 
 def test_what_the_engine_says_of_a_spent_budget_names_the_limit_to_raise() -> None:
-    from core.agents.budget import HELD
+    from core.agents.budget import HELD, Need, _Limit
+    from core.models.prices import ModelEntry
 
     assert not budget.stopped(waiting_agent(HELD))
-    assert budget.stopped(waiting_agent("limit reached: budget.cost = $1.00; $0.99 is spent"))
+    limit = _Limit(
+        name="tokens", total=9000, spent=8000, held=0, given=2000, rate=1, money=False, shared=True
+    )
+    need = Need(thread="root", given=2000, answer=4096, least=1024, model="m", entry=ModelEntry())
+    said = Wait(reason="budget", detail=limit.spent_text(need, "root"))
+    state = spent(Budget(tokens=9000), used("root", 8000), e.AgentWaits(agent="root", wait=said))
+    assert budget.stopped(state.agents["root"])
+    binds = budget.binding(state)
+    assert binds is not None
+    assert (binds.kind, binds.needed) == ("tokens", 3024)
+    assert words.waits_for(said, None, NOW).startswith("budget: tokens = 9,000; 8,000 are spent")
 
 
 def waiting_agent(detail: str) -> AgentState:
