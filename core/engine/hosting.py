@@ -88,9 +88,11 @@ class Hosting:
         model = await held.enter_async_context(self._models.client(settings))
         sandbox = await self._find_sandbox(config)
         guide = await asyncio.to_thread(read_guide, config.cwd)
-        config = msgspec.structs.replace(config, sandboxed=sandbox is not None)
         config = msgspec.structs.replace(
-            config, guide=self._store.redact(guide.text), guide_problems=guide.problems
+            config,
+            sandboxed=sandbox is not None,
+            guide=self._store.redact(guide.text),
+            guide_problems=guide.problems,
         )
         environment = environment_of(setup)
         servers = SwarmServers(
