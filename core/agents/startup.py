@@ -163,14 +163,16 @@ class Startup:
 
     async def _tell(self) -> None:
         agent = self._agent
-        detail = shorten(clean_line(self._supplier.waits_for(agent.spec)), WAIT_CHARS)
-        await agent.swarm.append(
-            [e.AgentWaits(agent=agent.thread, wait=Wait(reason="startup", detail=detail))]
-        )
+        wait = startup_wait(self._supplier.waits_for(agent.spec))
+        await agent.swarm.append([e.AgentWaits(agent=agent.thread, wait=wait)])
 
     @property
     def _supplier(self) -> Supplier:
         return self._agent.swarm.supplier
+
+
+def startup_wait(words: str) -> Wait:
+    return Wait(reason="startup", detail=shorten(clean_line(words), WAIT_CHARS))
 
 
 def not_ready(agent: AgentState | None, path: str) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.agents.agent import AgentSpec
-from core.agents.startup import StartupError
+from core.agents.startup import StartupError, startup_wait
 from core.agents.swarm import Swarm
 from core.clock import Clock
 from core.config import McpSettings
@@ -48,7 +48,7 @@ class _Set:
 
     @property
     def starting(self) -> list[str]:
-        return (self._servers.starting if self._servers is not None else []) or list(self.names)
+        return self._servers.starting if self._servers is not None else []
 
     async def start(self) -> McpServers:
         """Raises StartupError. Cancelling whoever waits does not stop the start: others may wait too."""
@@ -100,6 +100,8 @@ class SwarmServers:
         self._shared = self._set(None, self._settings)
         self._own: dict[str, _Set] = {}
         self._ends: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, tuple[AgentSpec, str]] = {}
+        """Agents that wait for servers, by thread, with what was said last that they wait for."""
         self._untold: list[e.McpServerChanged] = []
         self._teller: asyncio.Task[None] | None = None
 
@@ -117,6 +119,14 @@ class SwarmServers:
         return self._tools(servers, spec) if servers is not None else None
 
     async def start(self, spec: AgentSpec) -> Sequence[Tool]:
+        self._waiting[spec.thread] = spec, self.waits_for(spec)
+        try:
+            return await self._started(spec)
+        finally:
+            # Before its agent goes on: nothing is said of its waiting any more.
+            del self._waiting[spec.thread]
+
+    async def _started(self, spec: AgentSpec) -> Sequence[Tool]:
         if not spec.own_servers:
             return self._tools(await self._shared.start(), spec)
         if (end := self._ends.get(spec.thread)) is not None:
@@ -130,9 +140,13 @@ class SwarmServers:
             raise
 
     def waits_for(self, spec: AgentSpec) -> str:
+        # Those who share are up when all of them are.
+        names = self._names(spec) if spec.own_servers else self._settings
+        return _words(self._starting(spec) or [show(name) for name in names])
+
+    def _starting(self, spec: AgentSpec) -> list[str]:
         found = self._own.get(spec.thread) if spec.own_servers else self._shared
-        names = [show(name) for name in (found.starting if found is not None else self._names(spec))]
-        return f"MCP server{'s' if len(names) > 1 else ''} {', '.join(names)}"
+        return found.starting if found is not None else []
 
     def registered(self, thread: str) -> None:
         self._tell()
@@ -234,10 +248,20 @@ class SwarmServers:
         while batch := self._tellable():
             self._untold = [event for event in self._untold if event not in batch]
             try:
-                await self.swarm.append(batch)
+                await self.swarm.append([*batch, *self._fewer()])
             except StoreError as error:
                 log.warning("swarm %s: what became of MCP servers is not recorded: %s", self.swarm.id, error)
                 return
+
+    def _fewer(self) -> list[e.AgentWaits]:
+        """What agents wait for that wait for fewer servers than was said."""
+        events = []
+        for thread, (spec, said) in self._waiting.items():
+            starting = self._starting(spec)
+            if starting and (words := _words(starting)) != said and thread in self.swarm.state.agents:
+                self._waiting[thread] = spec, words
+                events.append(e.AgentWaits(agent=thread, wait=startup_wait(words)))
+        return events
 
     async def _told(self) -> None:
         self._tell()
@@ -268,6 +292,10 @@ class SwarmServers:
         if verdict.approved:
             return Reply(action="accept", content={})
         return Reply(action="decline", reason=verdict.reason)
+
+
+def _words(names: Sequence[str]) -> str:
+    return f"MCP server{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _seen(task: asyncio.Task[McpServers]) -> None:

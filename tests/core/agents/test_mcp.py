@@ -204,6 +204,10 @@ async def test_required_servers_that_fail_are_named_and_nothing_is_left_running(
             )
         )
         assert watched.at("/root").status == "pending_init"
+        # Only the one that it still waits for is named.
+        await watched.until(
+            lambda s: bool((w := s.agents[watched.root].wait) and w.detail == "MCP server slow")
+        )
         await clock.advance(10)
         state = await watched.until(is_("/root", "errored"))
         assert state.quiet()
