@@ -232,6 +232,28 @@ async def test_complaint_4_nobody_knows_what_each_agent_costs(stage: Stage) -> N
         assert sum((one for one in told if one), Usage()) == usage
 
 
+async def test_complaint_4_the_cost_multiplies_and_nothing_holds_it(stage: Stage) -> None:
+    """A tree of agents that would go on for ever ends at the cap, with what each of them cost in dollars."""
+    busy = [step(call("list_agents"))] * 200
+    agents = {
+        "/root": [step(*(spawn(f"a{n}") for n in range(8))), *busy],
+        "/root/*": [step(spawn("below")), *busy],
+        "/root/*/*": busy,
+    }
+    prices = {"scripted": {"input": 1.0, "cached_input": 0.1, "output": 4.0, "max_output": 1000}}
+    options = {"budget": {"cost": 0.5}, "catalog": prices, "unattended": "refuse"}
+    async with stage.play(agents, options=options) as watched:
+        state = await watched.quiet()
+        reasons = {agent.spent_all and agent.spent for agent in state.agents.values()}
+        assert all(str(reason).startswith("limit reached: budget.cost = $0.5000; $0.") for reason in reasons)
+    paid = state.spending.dollars + state.spending.unmetered_dollars
+    assert 0.4 < paid <= 0.5
+    subtrees = state.subtrees()
+    assert subtrees[watched.root][1].dollars == pytest.approx(state.spending.dollars)
+    assert len([tokens for tokens, _ in subtrees.values() if tokens]) > 5
+    assert all((spending.cost is None) == (tokens is None) for tokens, spending in subtrees.values())
+
+
 async def test_complaint_5_nobody_sees_what_each_agent_does_or_waits_for(stage: Stage, gate: Gate) -> None:
     agents = {
         "/root": [
