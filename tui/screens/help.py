@@ -17,7 +17,7 @@ from tui.widgets.line_view import LineView
 WORDS = {
     "queued": "queued or starting",
     "running": "running",
-    "waiting": "waits for agents, a job, a rate limit",
+    "waiting": "waits for agents, a job, the server, budget",
     "asks": "needs you: approve or deny",
     "done": "completed",
     "failed": "failed",
