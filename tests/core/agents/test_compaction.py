@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.agents.compaction import KEEP
-from core.agents.history import text_of
+from core.agents.compaction import KEEP, shortened, team
+from core.agents.history import History, text_of
 from core.agents.startup import StartupError
 from core.agents.swarm import Swarm
 from core.domain import events as e
@@ -26,6 +27,7 @@ from tests.core.agents.test_resume import Later
 from tests.core.agents.test_startup import Slow, slow
 from tests.core.agents.test_tools import spawn, wait
 from tests.core.crash import check, home_settings, journal, killed, leave
+from tests.core.domain.strategies import fold, stamp
 from tests.core.harness import Watched
 
 __all__ = ["slow"]
@@ -566,3 +568,87 @@ async def test_long_outputs_count_before_a_server_has_counted_them(stage: Stage)
         approver.cancel()
     assert [one.reason for one in watched.of(e.HistoryCompacted)] == ["window"]
     assert all(entry.status == 200 or asks(entry.body or {}) for entry in stage.log if entry.body)
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+async def test_one_that_fails_is_tried_once_a_turn(stage: Stage) -> None:
+    agents = {"/root": [step(text="one"), step(call("tick", n=1)), step(call("tick", n=2)), step(text="two")]}
+    async with stage.play(agents, fault=[{"kind": "unauthorized", "request": 2}]) as watched:
+        await watched.quiet()
+        await compact(watched)
+        await say(watched, "second")
+    assert watched.at("/root").status_message == "two"
+    assert [asks(body) for body in stage.bodies()] == [False, True, False, False, False]
+
+
+async def test_what_is_still_too_long_is_cut_further_without_another_summary(stage: Stage) -> None:
+    steps = [step(call("tick", n=1)), step(text="end", fault={"kind": "context", "times": 2})]
+    async with stage.play({"/root": steps}, task="y" * 20_000) as watched:
+        await watched.quiet()
+    assert [asks(body) for body in stage.bodies()] == [False, False, True, False, False]
+    assert [one.keep for one in watched.of(e.HistoryCompacted)] == [KEEP, KEEP // 10]
+    assert len({one.summary for one in watched.of(e.HistoryCompacted)}) == 1
+    sizes = [len(texts(stage.bodies()[at])[0]) for at in (3, 4)]
+    assert sizes[0] == 20_000
+    assert sizes[1] < KEEP // 10 + 100
+    assert watched.at("/root").status_message == "end"
+
+
+def test_what_is_left_of_a_long_history_holds_calls_and_outputs_together() -> None:
+    history = History("/root")
+    for n in range(40):
+        history.add(e.UserMessage(text=f"say {n} " + "u" * 300))
+        history.add(e.Reasoning(item={"type": "reasoning", "id": f"r{n}", "summary": []}))
+        history.add(e.ToolCalled(call=f"a{n}", name="x", arguments='{"k": "' + "v" * 900 + '"}'))
+        history.add(e.ToolCalled(call=f"b{n}", name="x", arguments="{}"))
+        history.add(e.ToolEnded(call=f"a{n}", output="o" * 900))
+        history.add(e.ToolEnded(call=f"b{n}", output="short"))
+    for limit in range(0, 40_000, 371):
+        kept = shortened(history.items, limit)
+        calls = [item["call_id"] for item in kept if item["type"] == "function_call"]
+        ends = [item["call_id"] for item in kept if item["type"] == "function_call_output"]
+        assert sorted(calls) == sorted(ends)
+        assert all(json.loads(item["arguments"]) is not None for item in kept if "arguments" in item)
+        assert len(json.dumps(kept)) <= max(limit, 1_500) * 1.2
+    assert kept[-1] == history.items[-1]
+    assert not any(item["type"] == "reasoning" for item in kept)
+
+
+def test_the_team_is_those_who_are_open_and_jobs_that_go_on() -> None:
+    state = fold(
+        stamp(
+            [
+                e.SwarmStarted(title="t", cwd="/", model="m", source="exec"),
+                e.AgentSpawned(agent="r", path="/root", nickname="root"),
+                e.AgentSpawned(agent="a", path="/root/a", nickname="alder", parent="r", task="do a"),
+                e.AgentSpawned(agent="b", path="/root/b", nickname="birch", parent="r", task="do b"),
+                e.AgentSpawned(agent="c", path="/root/a/c", nickname="cedar", parent="a", task="do c"),
+                e.AgentSpawned(
+                    agent="w", path="/root/job_1_1", nickname="ash", parent="r", job="j", item="i"
+                ),
+                e.AgentClosed(agent="b"),
+                *(
+                    e.JobCreated(
+                        agent="r",
+                        job=job,
+                        name=f"job {job}",
+                        instruction="x",
+                        input_path="x.csv",
+                        output_path=None,
+                        total=3,
+                        concurrency=1,
+                    )
+                    for job in ("j", "k")
+                ),
+                e.JobEnded(agent="r", job="k", status="completed"),
+            ]
+        )
+    )
+    told = team(state, "r")
+    assert "- /root/a (alder), pending_init: do a" in told
+    assert "- job j (job j): 0 of 3 rows done" in told
+    assert not any(word in told for word in ("birch", "cedar", "ash", "job k"))
+    assert "cedar" in team(state, "a")
+    assert team(state, "c") == ""
