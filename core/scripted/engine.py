@@ -218,10 +218,13 @@ class Player:
         origin = f"{key}\0{exchange.path}\0{count}{what}".encode("utf-8", "replace")
         ident = hashlib.blake2b(origin, digest_size=12).hexdigest()
         sealed = _REASONING_INCLUDE in (body.get("include") or [])
+        whole_answer, chosen = chosen, _within(chosen, body.get("max_output_tokens"))
         output = _items(chosen, ident, sealed)
         ending: Literal["completed", "incomplete", "failed"] = "completed"
+        if chosen is not whole_answer:
+            ending = "incomplete"
         if fault is not None:
-            ending = faults.ending(fault)
+            ending = faults.ending(fault) if chosen is whole_answer else ending
             output = faults.spoil_items(fault, output)
         base = base_response(body, f"resp_{ident}", str(body["model"]), int(self.clock.now().timestamp()))
         usage = _usage(chosen, exchange, size)
@@ -314,6 +317,28 @@ def _of_items(items: list[dict[str, Any]], size: int) -> int:
     """Tokens of a request of `size` bytes: four bytes are one, an image is IMAGE_TOKENS whatever its size."""
     images = images_in(items)
     return _tokens(size - sum(len(str(i.get("image_url"))) for i in images)) + IMAGE_TOKENS * len(images)
+
+
+def _within(chosen: _Chosen, most: int | None) -> _Chosen:
+    """What fits into so many tokens, as servers cut it: the thoughts, then the text, then the calls that are
+    whole. The same object if all of it does."""
+    if most is None:
+        return chosen
+    left = most * 4 - 3  # thoughts and words are rounded up each
+    kept: list[str | None] = []
+    for part in (chosen.reasoning, chosen.text):
+        cut = part.encode()[:left].decode("utf-8", "ignore") if part is not None else None
+        left -= len((cut or "").encode())
+        kept.append(cut)
+    calls = []
+    for name, arguments in chosen.calls:
+        left -= len(name) + len(arguments.encode())
+        if left < 0:
+            break
+        calls.append((name, arguments))
+    if kept == [chosen.reasoning, chosen.text] and len(calls) == len(chosen.calls):
+        return chosen
+    return _Chosen(chosen.step, kept[1], kept[0], calls)
 
 
 def _usage(chosen: _Chosen, exchange: Exchange, size: int) -> dict[str, Any]:

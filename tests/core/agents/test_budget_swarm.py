@@ -145,6 +145,19 @@ async def test_the_last_request_takes_what_is_left(stage: Stage) -> None:
     assert 1024 <= body["max_output_tokens"] < 20_000
 
 
+async def test_an_answer_is_cut_at_what_is_left(stage: Stage) -> None:
+    """A server that is asked for so many tokens at most gives no more, and the agent says so."""
+    agents = {"/root": [step(text="word " * 20_000)]}
+    async with stage.play(agents, options=options("refuse", {}, tokens=20_000)) as watched:
+        state = await watched.quiet()
+    assert spent(state) <= 20_000
+    [body] = stage.bodies()
+    assert (state.tokens or Usage()).output <= body["max_output_tokens"]
+    assert [notice.text for notice in watched.of(e.Notice)] == [
+        "the server ended the answer early: max_output_tokens"
+    ]
+
+
 async def test_what_it_costs(stage: Stage) -> None:
     async with stage.play({"/root": [LIST, step(text="x")]}, options=options("refuse", cost=5.0)) as watched:
         state = await watched.quiet()
