@@ -61,6 +61,7 @@ async def test_the_summary_is_what_job_show_prints(room: Room) -> None:
         "in_flight": 0,
         "tokens": None,
         "cost": None,
+        "cost_partial": False,
     }
 
 
