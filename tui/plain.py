@@ -249,6 +249,9 @@ class PlainLines:
         counts = f"{job.completed} done, {job.failed} failed of {job.total}" if job is not None else ""
         return [f"job {event.job[:8]} {event.status} {counts} {_detail(event.error or '')}".rstrip()]
 
+    def _job_paused(self, event: e.JobPaused) -> list[str]:
+        return [] if self.scope == "headless" else [f"job {event.job[:8]} paused {_detail(event.reason)}"]
+
     def _job_exported(self, event: e.JobExported) -> list[str]:
         return (
             []
@@ -284,6 +287,7 @@ _HANDLERS: dict[type[e.Event], Callable[[PlainLines, Any], list[str]]] = {
     e.ApprovalDecided: PlainLines._decided,
     e.JobCreated: PlainLines._job_created,
     e.JobRowEnded: PlainLines._job_row,
+    e.JobPaused: PlainLines._job_paused,
     e.JobEnded: PlainLines._job_ended,
     e.JobExported: PlainLines._job_exported,
 }

@@ -272,6 +272,8 @@ class Plot:
                     agent=job.owner, job=job.job, item=item, row_index=row[1], attempt=1, worker=row[2]
                 )
             )
+        elif pick % 3 == 0 and job.status == "running":
+            self._tell(e.JobPaused(agent=job.owner, job=job.job, reason=text))
         else:
             self._tell(e.JobEnded(agent=job.owner, job=job.job, status="completed", error=text or None))
 
