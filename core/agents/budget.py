@@ -295,11 +295,13 @@ class Meter:
         self._items = 0
         self._last: dict[str, Any] | None = None
         self._beside = 0
+        self._tools: Sequence[dict[str, Any]] = ()
+        self._tools_size = _bytes(())
 
     def bound(
         self, instructions: str, tools: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]]
     ) -> int:
-        beside = _beside(instructions, tools)
+        beside = self._size_beside(instructions, tools)
         known = self._items
         if self._usage is None or len(items) < known or not known or items[known - 1] is not self._last:
             return beside + sum(map(size_of, items))
@@ -326,15 +328,17 @@ class Meter:
         self._usage = usage
         self._items = len(items)
         self._last = items[-1] if items else None
-        self._beside = _beside(instructions, tools)
+        self._beside = self._size_beside(instructions, tools)
+
+    def _size_beside(self, instructions: str, tools: Sequence[dict[str, Any]]) -> int:
+        """An agent's tools are the same list from request to request: they are measured once."""
+        if tools is not self._tools:
+            self._tools, self._tools_size = tools, _bytes(tools)
+        return len(instructions.encode("utf-8", "replace")) + self._tools_size
 
 
 def _of_the_model(item: dict[str, Any]) -> bool:
     return item.get("type") in ("function_call", "reasoning") or item.get("role") == "assistant"
-
-
-def _beside(instructions: str, tools: Sequence[dict[str, Any]]) -> int:
-    return len(instructions.encode("utf-8", "replace")) + _bytes(tools)
 
 
 def size_of(item: dict[str, Any]) -> int:
