@@ -14,8 +14,12 @@ from core.domain.commands import GetTranscript, Interrupt, SendInput
 from core.view.transcript import Transcript
 from tests.clock import FakeClock
 from tests.core.agents.scenarios import call, step
-from tests.core.agents.stage import HANGING, Gate, Stage, outputs, passes
+from tests.core.agents.stage import HANGING, Gate, Stage, outputs
 from tests.core.agents.test_tools import answered, spawn, wait
+
+
+class Second(Gate):
+    name = "second"
 
 
 class Late(Gate):
@@ -31,27 +35,41 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> Stage:
-    return Stage(tmp_path, monkeypatch, [gate, Late()])
+def second() -> Second:
+    return Second()
 
 
-async def test_an_aborted_call_is_as_long_as_it_ran(stage: Stage, gate: Gate) -> None:
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, second: Second) -> Stage:
+    return Stage(tmp_path, monkeypatch, [gate, second, Late()])
+
+
+async def test_an_aborted_call_is_as_long_as_it_ran(stage: Stage, gate: Gate, second: Second) -> None:
     clock = FakeClock()
-    agents = {"/root": [step(call("gate"), call("late"), latency_ms=3000), step(text="over")]}
+    agents = {
+        "/root": [step(call("gate")), step(call("second"), call("late")), step(text="over")],
+    }
     async with stage.play(agents, clock=clock) as watched:
-        await passes(clock, 3)
         await gate.entered.wait()
-        await passes(clock, 7.25)
+        await clock.advance(3)
+        gate.open.set()
+        await second.entered.wait()
+        await clock.advance(7.25)
         reply = await watched.client.send(Interrupt(swarm=watched.swarm, thread=watched.root))
         assert reply.ok, reply.error
         await watched.until(lambda s: s.agents[watched.root].status == "interrupted")
         ended = watched.of(e.ToolEnded)
-        assert [(end.status, end.seconds) for end in ended] == [("aborted", 7.25), ("aborted", 0.0)]
-        # The turn was longer: its request took three seconds.
+        assert [(end.status, end.seconds) for end in ended] == [
+            ("ok", 3.0),
+            ("aborted", 7.25),
+            ("aborted", 0.0),
+        ]
+        # The turn was longer.
         [cut] = watched.of(e.TurnInterrupted)
         assert cut.seconds == 10.25
         texts = [result.text for result in watched.of(e.ToolResult)]
         assert texts == [
+            "open",
             "aborted after 7.2 s: interrupted by operator",
             "aborted before it began: interrupted by operator",
         ]
@@ -60,7 +78,7 @@ async def test_an_aborted_call_is_as_long_as_it_ran(stage: Stage, gate: Gate) ->
         transcript = Transcript(watched.root)
         transcript.prepend(page)
         rows = [row.call for row in transcript.rows if row.call is not None]
-        assert [row.seconds for row in rows] == [7.25, None]
+        assert [row.seconds for row in rows] == [3.0, 7.25, None]
         await watched.client.send(SendInput(swarm=watched.swarm, thread=watched.root, text="go on"))
         await watched.until(lambda s: s.agents[watched.root].status == "completed")
     told = [item["output"] for item in stage.bodies()[-1]["input"] if "output" in item]
