@@ -283,8 +283,8 @@ class CompactionAsked(Event, frozen=True, kw_only=True):
 
 
 class HistoryCompacted(Event, frozen=True, kw_only=True):
-    """What came before is replaced, for the model, by the newest messages of users in it, `summary` and `team`.
-    What the model has not answered yet comes behind these."""
+    """What came before is replaced, for the model, by the newest messages of users in it, `summary` and
+    `team`. What the model has not answered yet comes behind these."""
 
     summary: str
     """Empty: there was nothing to say."""
