@@ -53,7 +53,20 @@ def apply(state: SwarmState, event: e.Event, changes: Changes | None = None) -> 
 
 
 IN_TRANSCRIPT = frozenset(e.TRANSCRIPT)
-_PASSIVE = frozenset({e.MailQueued, e.CompactionAsked, e.JobRowClaimed, e.JobRowEnded, e.JobReportRefused})
+_PASSIVE = frozenset(
+    {
+        e.MailQueued,
+        e.CompactionAsked,
+        e.JobRowClaimed,
+        e.JobRowEnded,
+        e.JobReportRefused,
+        e.JobPaused,
+        e.JobCancelling,
+        e.JobChanged,
+        e.JobReopened,
+        e.JobRowMoved,
+    }
+)
 """Events in an agent's history that it did not cause itself: they do not make it look alive."""
 
 
@@ -356,7 +369,56 @@ def _job_started(state: SwarmState, event: e.JobStarted, changes: Changes) -> No
     job = state.jobs.get(event.job)
     if job is not None:
         started = job.started_at or event.at
-        _job_set(state, changes, job, status="running", started_at=started, concurrency=event.concurrency)
+        _job_set(
+            state,
+            changes,
+            job,
+            status="running",
+            started_at=started,
+            concurrency=event.concurrency,
+            paused_by="",
+            pause_reason="",
+        )
+        changes.swarm = True
+
+
+def _job_paused(state: SwarmState, event: e.JobPaused, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None and not job.ended:
+        _job_set(state, changes, job, status="paused", paused_by=event.by, pause_reason=event.reason)
+        changes.swarm = True
+
+
+def _job_cancelling(state: SwarmState, event: e.JobCancelling, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None and not job.ended:
+        _job_set(state, changes, job, cancelling=event.by)
+
+
+def _job_changed(state: SwarmState, event: e.JobChanged, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None:
+        _job_set(state, changes, job, concurrency=event.concurrency)
+
+
+def _job_reopened(state: SwarmState, event: e.JobReopened, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None and job.ended:
+        _job_set(state, changes, job, status="pending", ended_at=None, last_error="", cancelling="")
+        changes.swarm = True
+
+
+def _job_row_moved(state: SwarmState, event: e.JobRowMoved, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None and event.source != event.status:
+        fields = {event.source: getattr(job, event.source) - 1, event.status: getattr(job, event.status) + 1}
+        _job_set(state, changes, job, **fields)
+
+
+def _job_report_refused(state: SwarmState, event: e.JobReportRefused, changes: Changes) -> None:
+    job = state.jobs.get(event.job)
+    if job is not None:
+        _job_set(state, changes, job, refused=job.refused + 1)
 
 
 def _job_row_claimed(state: SwarmState, event: e.JobRowClaimed, changes: Changes) -> None:
@@ -377,18 +439,11 @@ def _job_row_ended(state: SwarmState, event: e.JobRowEnded, changes: Changes) ->
     _job_set(state, changes, job, **fields)
 
 
-def _job_paused(state: SwarmState, event: e.JobPaused, changes: Changes) -> None:
-    job = state.jobs.get(event.job)
-    if job is not None:
-        _job_set(state, changes, job, status="paused")
-        changes.swarm = True
-
-
 def _job_ended(state: SwarmState, event: e.JobEnded, changes: Changes) -> None:
     job = state.jobs.get(event.job)
     if job is not None:
         error = event.error or job.last_error
-        _job_set(state, changes, job, status=event.status, ended_at=event.at, last_error=error)
+        _job_set(state, changes, job, status=event.status, ended_at=event.at, last_error=error, cancelling="")
         changes.swarm = True
 
 
@@ -426,9 +481,14 @@ _HANDLERS: dict[type[e.Event], Handler] = {
     e.ApprovalDecided: _approval_decided,
     e.JobCreated: _job_created,
     e.JobStarted: _job_started,
+    e.JobPaused: _job_paused,
+    e.JobCancelling: _job_cancelling,
+    e.JobChanged: _job_changed,
+    e.JobReopened: _job_reopened,
+    e.JobRowMoved: _job_row_moved,
+    e.JobReportRefused: _job_report_refused,
     e.JobRowClaimed: _job_row_claimed,
     e.JobRowEnded: _job_row_ended,
-    e.JobPaused: _job_paused,
     e.JobEnded: _job_ended,
     e.JobExported: _job_exported,
 }

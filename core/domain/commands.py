@@ -146,6 +146,60 @@ class Compact(Command, frozen=True, kw_only=True, tag="compact"):
     dry_run: bool = False
 
 
+class PauseJob(Command, frozen=True, kw_only=True, tag="pause_job"):
+    """Start no further rows; those at work go on. Reply: {"changed", "running": rows still at work}."""
+
+    swarm: str
+    job: str
+    dry_run: bool = False
+
+
+class ContinueJob(Command, frozen=True, kw_only=True, tag="continue_job"):
+    """Go on with a paused job, or run one that was reopened. Reply: {"changed"}."""
+
+    swarm: str
+    job: str
+    dry_run: bool = False
+
+
+class CancelJob(Command, frozen=True, kw_only=True, tag="cancel_job"):
+    """End a job: its workers are stopped, their rows fail, rows not started stay pending. Reply, once the
+    workers are being stopped: {"changed", "running"}."""
+
+    swarm: str
+    job: str
+    dry_run: bool = False
+
+
+class RetryRows(Command, frozen=True, kw_only=True, tag="retry_rows"):
+    """Put rows that failed or were skipped back into the queue: `items`, or all that failed. A job that has
+    ended runs again. Reply: {"changed", "rows": how many}. Code "not_found" names an unknown item."""
+
+    swarm: str
+    job: str
+    items: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+class SkipRows(Command, frozen=True, kw_only=True, tag="skip_rows"):
+    """Take rows out of a job that nobody works on. Reply: {"changed", "rows"}."""
+
+    swarm: str
+    job: str
+    items: tuple[str, ...]
+    dry_run: bool = False
+
+
+class SetJob(Command, frozen=True, kw_only=True, tag="set_job"):
+    """Change how many rows of a job are worked on side by side. Reply: {"changed", "concurrency"}: the
+    swarm's slots cap it."""
+
+    swarm: str
+    job: str
+    max_concurrency: int
+    dry_run: bool = False
+
+
 class Decide(Command, frozen=True, kw_only=True, tag="decide"):
     """Answer one approval by the id that was shown. The first decision wins; code "decided" names who."""
 
@@ -170,6 +224,12 @@ AnyCommand = (
     | ResumeAgent
     | SetBudget
     | Compact
+    | PauseJob
+    | ContinueJob
+    | CancelJob
+    | RetryRows
+    | SkipRows
+    | SetJob
     | Decide
     | ListSwarms
 )

@@ -357,8 +357,52 @@ class JobCreated(Event, frozen=True, kw_only=True):
 
 
 class JobStarted(Event, frozen=True, kw_only=True):
+    """Its rows are worked on from now on: for the first time, or again after a pause."""
+
     job: str
     concurrency: int
+    by: str = ""
+
+
+class JobPaused(Event, frozen=True, kw_only=True):
+    """No further row is started; those at work go on to their ends. `by`: "operator", "budget", "quota"."""
+
+    job: str
+    by: str
+    reason: str = ""
+
+
+class JobCancelling(Event, frozen=True, kw_only=True):
+    """Somebody asked for the job's end; its workers are being stopped."""
+
+    job: str
+    by: str
+
+
+class JobChanged(Event, frozen=True, kw_only=True):
+    """So many rows side by side from now on."""
+
+    job: str
+    concurrency: int
+    by: str
+
+
+class JobReopened(Event, frozen=True, kw_only=True):
+    """A job that had ended has rows to do again; it is pending until somebody runs it."""
+
+    job: str
+    by: str
+
+
+class JobRowMoved(Event, frozen=True, kw_only=True):
+    """An operator takes a row out of the job (skipped), or puts it back into the queue (pending)."""
+
+    job: str
+    item: str
+    row_index: int
+    source: Literal["pending", "failed", "skipped"]
+    status: Literal["pending", "skipped"]
+    by: str
 
 
 class JobRowClaimed(Event, frozen=True, kw_only=True):
@@ -393,13 +437,6 @@ class JobReportRefused(Event, frozen=True, kw_only=True):
     worker: str
     reason: str
     result: str = ""
-
-
-class JobPaused(Event, frozen=True, kw_only=True):
-    """No further row is started: the rows that are left wait until the job is gone on with."""
-
-    job: str
-    reason: str
 
 
 class JobEnded(Event, frozen=True, kw_only=True):
@@ -448,10 +485,14 @@ AnyEvent = (
     | ApprovalDecided
     | JobCreated
     | JobStarted
+    | JobPaused
+    | JobCancelling
+    | JobChanged
+    | JobReopened
+    | JobRowMoved
     | JobRowClaimed
     | JobRowEnded
     | JobReportRefused
-    | JobPaused
     | JobEnded
     | JobExported
 )

@@ -148,6 +148,12 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     last_error: str = ""
+    refused: int = 0
+    """Reports that came too late, twice, or from the wrong worker."""
+    paused_by: str = ""
+    pause_reason: str = ""
+    cancelling: str = ""
+    """Who asked for its end, while its workers are being stopped."""
 
     @property
     def done(self) -> int:

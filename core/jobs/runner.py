@@ -275,7 +275,7 @@ class JobRunner:
         plan = self.plan
         by = self._cancelled_by or self._stopped_by
         if by is None and self._unpaid:
-            await self._store.jobs.pause(plan.swarm, plan.job, next(iter(self._unpaid.values())))
+            await self._store.jobs.pause(plan.swarm, plan.job, "budget", next(iter(self._unpaid.values())))
             return
         self._ending = True
         if plan.output_path is not None and self._cancelled_by is None:

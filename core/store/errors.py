@@ -17,6 +17,10 @@ class NotFound(Exception):
     """No swarm, agent or job answers to the reference, or more than one does."""
 
 
+class RowsBusy(Exception):
+    """Rows of a job are not in a status in which this can be done to them; the message names one."""
+
+
 def sentence(error: BaseException, what: str) -> str:
     """What went wrong with the store file, in one sentence; `what` says what was being done."""
     code = getattr(error, "sqlite_errorcode", None)

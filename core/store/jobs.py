@@ -7,25 +7,28 @@ that names job, item, worker and the status it must still have.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.domain import events as e
-from core.domain.commands import JobRow
 from core.safety.text import clean_line, shorten
-from core.store.connection import Transaction
-from core.store.errors import StoreError
+from core.store.connection import Row, Transaction
+from core.store.errors import NotFound, RowsBusy, StoreError
+from core.store.job_reads import Claim, JobInput, JobReads, StoredJob, StoredRow
 from core.store.readers import Reader
 from core.store.rows import timestamp
 
 if TYPE_CHECKING:
     from core.store.store import Store
 
+__all__ = ["Claim", "JobInput", "JobStore", "StoredJob", "StoredRow"]
 CHUNK = 2000
-LABEL_CELLS = 3
-LABEL_CHARS = 80
 ENGINE_ENDED = "the process ended"
+LEASE_LOST = "its engine was not heard of in time"
+LEASE_SECONDS = 60.0
+"""How long a claim stands without a heartbeat."""
 
 _INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instruction, input_path,
     output_path, concurrency, total, pending, running, completed, failed, skipped, created_at, last_error,
@@ -35,13 +38,26 @@ _INSERT_ITEM = (
     'INSERT INTO agent_job_items (job, item, row_index, source_id, "values", status)'
     " VALUES (?, ?, ?, ?, ?, 'pending')"
 )
+_MOVE = (
+    "UPDATE agent_job_items SET status = ?, worker = NULL, ended_at = ?"
+    " WHERE job = ? AND item = ? AND status = ?"
+)
+_ROW = "SELECT item, row_index, status FROM agent_job_items WHERE job = ? AND item = ?"
+_FAILED = (
+    "SELECT item, row_index, status FROM agent_job_items WHERE job = ? AND status = 'failed'"
+    " ORDER BY row_index"
+)
+_REOPEN = (
+    "UPDATE agent_jobs SET status = 'pending', stopped_by = NULL, ended_at = NULL"
+    " WHERE job = ? AND swarm = ? AND status IN ('completed', 'failed', 'cancelled')"
+)
 _NEXT = (
     'SELECT item, source_id, row_index, attempt, "values" FROM agent_job_items'
     " WHERE job = ? AND status = 'pending' ORDER BY attempt, row_index LIMIT ?"
 )
 _CLAIM = (
-    "UPDATE agent_job_items SET status = 'running', worker = ?, attempt = ?, started_at = ?, ended_at = NULL,"
-    " reported_at = NULL WHERE job = ? AND item = ? AND status = 'pending'"
+    "UPDATE agent_job_items SET status = 'running', worker = ?, attempt = ?, lease_until = ?, started_at = ?,"
+    " ended_at = NULL, reported_at = NULL WHERE job = ? AND item = ? AND status = 'pending'"
 )
 _BEGIN_ATTEMPT = (
     "INSERT INTO agent_job_attempts (job, item, attempt, worker, status, started_at)"
@@ -52,12 +68,15 @@ _END_ATTEMPT = (
     " WHERE job = ? AND item = ? AND worker = ?"
 )
 _REPORT = (
-    "UPDATE agent_job_items SET status = 'completed', result = ?, last_error = NULL, reported_at = ?,"
-    " ended_at = ? WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+    "UPDATE agent_job_items SET status = 'completed', lease_until = NULL, result = ?, last_error = NULL,"
+    " reported_at = ?, ended_at = ? WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
+)
+_STALE = (
+    "INSERT INTO agent_job_stale_reports (job, item, worker, reason, result, at) VALUES (?, ?, ?, ?, ?, ?)"
 )
 _STOPPED = "UPDATE agent_jobs SET stopped_by = ? WHERE job = ? AND swarm = ? AND stopped_by IS NULL"
 _FAIL = (
-    "UPDATE agent_job_items SET last_error = ?,"
+    "UPDATE agent_job_items SET last_error = ?, lease_until = NULL,"
     " status = CASE WHEN attempt < ? THEN 'pending' ELSE 'failed' END,"
     " worker = CASE WHEN attempt < ? THEN NULL ELSE worker END,"
     " ended_at = CASE WHEN attempt < ? THEN NULL ELSE ? END"
@@ -68,109 +87,25 @@ _AT_WORK = (
     " FROM agent_jobs j JOIN agent_job_items i ON i.job = j.job AND i.status = 'running'"
     " WHERE j.swarm = ? AND j.status IN ('pending', 'running', 'paused') ORDER BY j.created_at, i.row_index"
 )
+_EXPIRED = (
+    "SELECT i.job, i.item, i.row_index, i.attempt, i.worker, j.owner"
+    " FROM agent_jobs j JOIN agent_job_items i ON i.job = j.job AND i.status = 'running'"
+    " WHERE j.swarm = ? AND j.job = ? AND i.lease_until < ? ORDER BY i.row_index"
+)
+_RENEW = "UPDATE agent_job_items SET lease_until = ? WHERE job = ? AND worker = ? AND status = 'running'"
 _REQUEUE = (
-    "UPDATE agent_job_items SET status = 'pending', worker = NULL, attempt = attempt - 1, started_at = NULL"
+    "UPDATE agent_job_items SET status = 'pending', worker = NULL, attempt = attempt - 1, started_at = NULL,"
+    " lease_until = NULL"
     " WHERE job = ? AND item = ? AND worker = ? AND status = 'running'"
 )
-_LEFT_OVER = (
-    "SELECT job, name, owner, instruction, input_path, output_path, concurrency, headers, output_schema, raw,"
-    " max_attempts, max_runtime_seconds, auto_export, model, role, stopped_by FROM agent_jobs"
-    " WHERE swarm = ? AND status IN ('pending', 'running', 'paused') ORDER BY created_at, job"
-)
-_STORED = (
-    'SELECT item, row_index, source_id, "values", status, attempt, last_error, result, reported_at, ended_at'
-    " FROM agent_job_items WHERE job = ? AND row_index > ? ORDER BY row_index LIMIT ?"
-)
-_PAGE = (
-    "SELECT item, row_index, status, attempt, worker, source_id, result, last_error, started_at, ended_at,"
-    ' "values" FROM agent_job_items WHERE job = ? AND row_index >= ? ORDER BY row_index LIMIT ?'
-)
-
-_PAGE_FIELDS = (
-    "item",
-    "row_index",
-    "status",
-    "attempt",
-    "worker",
-    "source_id",
-    "result",
-    "error",
-    "started_at",
-    "ended_at",
-)
 
 
-ROWS_AT_ONCE = 200
-MAX_ROW = 2**53
-"""More than any job has, and what a column can hold."""
-
-
-class JobInput(NamedTuple):
-    """One row on its way into a job: its values in the order of the headers."""
-
-    item: str
-    source_id: str | None
-    row_index: int
-    values: list[str]
-
-
-class Claim(NamedTuple):
-    """A row that was given to `worker`, a thread id that only this attempt has."""
-
-    item: str
-    source_id: str | None
-    row_index: int
-    attempt: int
-    worker: str
-    values: list[str]
-
-
-class StoredJob(NamedTuple):
-    """A job as it was created, for whoever goes on with it."""
-
-    job: str
-    name: str
-    owner: str | None
-    instruction: str
-    input_path: str
-    output_path: str | None
-    concurrency: int
-    headers: str
-    """JSON text."""
-    output_schema: str | None
-    """JSON text."""
-    raw: int
-    max_attempts: int
-    max_runtime_seconds: float
-    auto_export: int
-    model: str | None
-    role: str | None
-    stopped_by: str | None
-    """Whose report ended the job early, if one did."""
-
-
-class StoredRow(NamedTuple):
-    """One row with everything an export needs."""
-
-    item: str
-    row_index: int
-    source_id: str | None
-    values: list[str]
-    status: str
-    attempt: int
-    error: str | None
-    result: str | None
-    """JSON text."""
-    reported_at: str | None
-    ended_at: str | None
-
-
-class JobStore:
+class JobStore(JobReads):
     """The jobs of a store: writes through its writer, reads what is committed."""
 
     def __init__(self, store: Store, reader: Reader, redact: Callable[[str], str]) -> None:
+        super().__init__(reader, store.clock)
         self._store = store
-        self._reader = reader
         self._redact = redact
 
     # --- transitions -------------------------------------------------------------------------------------
@@ -229,7 +164,7 @@ class JobStore:
 
         await self._store.transact(swarm, op)
 
-    async def start(self, swarm: str, job: str, concurrency: int) -> bool:
+    async def start(self, swarm: str, job: str, concurrency: int, by: str = "") -> bool:
         """pending or paused → running; whether it was."""
 
         def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
@@ -241,13 +176,15 @@ class JobStore:
             if not changed:
                 return False, []
             owner = _owner(db, job)
-            return True, [e.JobStarted(agent=owner, job=job, concurrency=concurrency)]
+            return True, [e.JobStarted(agent=owner, job=job, concurrency=concurrency, by=by)]
 
         return await self._store.transact(swarm, op)
 
-    async def claim(self, swarm: str, job: str, workers: list[str]) -> list[Claim]:
-        """Give pending rows of a running job to `workers`, one each: new rows in row order, then those whose
-        attempt failed. Fewer claims than workers: the queue is empty."""
+    async def claim(
+        self, swarm: str, job: str, workers: list[str], lease: float = LEASE_SECONDS
+    ) -> list[Claim]:
+        """Give pending rows of a running job to `workers`, one each, for `lease` seconds: new rows in row
+        order, then those whose attempt failed. Fewer claims than workers: the queue is empty."""
 
         def op(db: Transaction) -> tuple[list[Claim], Sequence[e.Event]]:
             head = db.one(
@@ -256,14 +193,14 @@ class JobStore:
             )
             if head is None or not workers:
                 return [], []
-            now = self._now()
+            now, until = self._now(), self._now(lease)
             claims = [
                 Claim(item, source_id, row_index, attempt + 1, worker, json.loads(values))
                 for worker, (item, source_id, row_index, attempt, values) in zip(
                     workers, db.all(_NEXT, (job, len(workers))), strict=False
                 )
             ]
-            taken = db.executemany(_CLAIM, [(c.worker, c.attempt, now, job, c.item) for c in claims])
+            taken = db.executemany(_CLAIM, [(c.worker, c.attempt, until, now, job, c.item) for c in claims])
             if claims and taken != len(claims):
                 raise StoreError(f"job {job}: {len(claims)} rows were pending, {taken} could be taken")
             db.executemany(_BEGIN_ATTEMPT, [(job, c.item, c.attempt, c.worker, now) for c in claims])
@@ -315,6 +252,7 @@ class JobStore:
                 )
                 return (True, ""), [ended]
             reason = _why_not(db, job, item, worker)
+            db.execute(_STALE, (job, item, worker, reason, result, now))
             refused = e.JobReportRefused(
                 agent=owner, job=job, item=item, worker=worker, reason=reason, result=result
             )
@@ -351,40 +289,122 @@ class JobStore:
 
         return await self._store.transact(swarm, op)
 
-    async def give_back(self, swarm: str, job: str, item: str, worker: str, why: str) -> None:
-        """A row goes back to the queue without using up an attempt; its worker can no longer report it."""
+    async def give_back(self, swarm: str, job: str, item: str, worker: str, why: str) -> bool:
+        """A row goes back to the queue without using up an attempt, and its worker can no longer report it;
+        False if the row was no longer this worker's."""
         problem = self._redact(why)
 
-        def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
-            row_index, attempt = _place(db, job, item)
-            if not db.execute(_REQUEUE, (job, item, worker)):
-                return None, []
-            db.execute(_END_ATTEMPT, ("interrupted", problem, self._now(), job, item, worker))
-            back = e.JobRowEnded(
-                agent=_owner(db, job),
-                job=job,
-                item=item,
-                row_index=row_index,
-                attempt=attempt,
-                status="pending",
-                worker=worker,
-                error=problem,
-            )
-            return None, [back]
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            row = db.one(_HELD, (job, item, worker))
+            if row is None:
+                return False, []
+            return True, [_requeue(db, row, problem, self._now())]
 
-        await self._store.transact(swarm, op)
+        return await self._store.transact(swarm, op)
 
-    async def pause(self, swarm: str, job: str, reason: str) -> bool:
-        """running → paused, until it is started again; whether it was."""
+    async def heartbeat(
+        self, swarm: str, job: str, workers: Sequence[str], lease: float = LEASE_SECONDS
+    ) -> int:
+        """Keep the rows of `workers` for `lease` seconds from now; how many of them still hold one."""
+
+        def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
+            until = self._now(lease)
+            return db.executemany(_RENEW, [(until, job, worker) for worker in workers]), []
+
+        return await self._store.transact(swarm, op)
+
+    async def reap(self, swarm: str, job: str) -> int:
+        """Rows whose lease is over go back to the queue, and whoever had them can no longer report; how many.
+        That uses up no attempt."""
+
+        def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
+            now = self._now()
+            back = [_requeue(db, row, LEASE_LOST, now) for row in db.all(_EXPIRED, (swarm, job, now))]
+            return len(back), back
+
+        return await self._store.transact(swarm, op)
+
+    async def pause(self, swarm: str, job: str, by: str, reason: str = "") -> bool:
+        """pending or running → paused; whether it was."""
 
         def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
             changed = db.execute(
-                "UPDATE agent_jobs SET status = 'paused' WHERE job = ? AND swarm = ? AND status = 'running'",
+                "UPDATE agent_jobs SET status = 'paused' WHERE job = ? AND swarm = ?"
+                " AND status IN ('pending', 'running')",
                 (job, swarm),
             )
             if not changed:
                 return False, []
-            return True, [e.JobPaused(agent=_owner(db, job), job=job, reason=self._redact(reason))]
+            return True, [
+                e.JobPaused(agent=_owner(db, job), job=job, by=by, reason=self._redact(reason))
+            ]
+
+        return await self._store.transact(swarm, op)
+
+    async def cancelling(self, swarm: str, job: str, by: str) -> bool:
+        """Record that the job's end was asked for; False if it has ended, or was asked for already."""
+
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            changed = db.execute(
+                "UPDATE agent_jobs SET cancelling = ? WHERE job = ? AND swarm = ? AND cancelling = ''"
+                " AND status IN ('pending', 'running', 'paused')",
+                (by, job, swarm),
+            )
+            if not changed:
+                return False, []
+            return True, [e.JobCancelling(agent=_owner(db, job), job=job, by=by)]
+
+        return await self._store.transact(swarm, op)
+
+    async def change(self, swarm: str, job: str, concurrency: int, by: str) -> bool:
+        """So many rows side by side from now on; False if it is so already, or the job has ended."""
+
+        def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
+            changed = db.execute(
+                "UPDATE agent_jobs SET concurrency = ? WHERE job = ? AND swarm = ? AND concurrency <> ?"
+                " AND status IN ('pending', 'running', 'paused')",
+                (concurrency, job, swarm, concurrency),
+            )
+            if not changed:
+                return False, []
+            return True, [e.JobChanged(agent=_owner(db, job), job=job, concurrency=concurrency, by=by)]
+
+        return await self._store.transact(swarm, op)
+
+    async def retry(self, swarm: str, job: str, items: Sequence[str], by: str) -> int:
+        """Put `items` that failed or were skipped, or all that failed if none are named, back into the queue;
+        how many. A job that has ended is pending again then. Raises NotFound for an unknown item, RowsBusy
+        for one in another status: nothing has changed then."""
+
+        def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
+            head = _head(db, swarm, job)
+            found = _rows_of(db, job, items) if items else db.all(_FAILED, (job,))
+            moved: list[e.Event] = []
+            for item, row_index, status in found:
+                if status not in ("failed", "skipped"):
+                    raise RowsBusy(f"row {item} is {status}; only failed and skipped rows are tried again")
+                moved.append(_move(db, head, job, item, row_index, status, "pending", None, by))
+            if not moved:
+                return 0, []
+            if db.execute(_REOPEN, (job, swarm)):
+                moved.insert(0, e.JobReopened(agent=head, job=job, by=by))
+            return len(found), moved
+
+        return await self._store.transact(swarm, op)
+
+    async def skip(self, swarm: str, job: str, items: Sequence[str], by: str) -> int:
+        """Take pending or failed `items` out of the job; how many. Raises NotFound or RowsBusy: nothing has
+        changed then."""
+
+        def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
+            head = _head(db, swarm, job)
+            now = self._now()
+            moved: list[e.Event] = []
+            for item, row_index, status in _rows_of(db, job, items):
+                if status not in ("pending", "failed"):
+                    raise RowsBusy(f"row {item} is {status}; only pending and failed rows are skipped")
+                moved.append(_move(db, head, job, item, row_index, status, "skipped", now, by))
+            return len(moved), moved
 
         return await self._store.transact(swarm, op)
 
@@ -419,22 +439,7 @@ class JobStore:
 
         def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
-            back: list[e.Event] = []
-            for job, item, row_index, attempt, worker, owner in db.all(_AT_WORK, (swarm,)):
-                db.execute(_REQUEUE, (job, item, worker))
-                db.execute(_END_ATTEMPT, ("interrupted", ENGINE_ENDED, now, job, item, worker))
-                back.append(
-                    e.JobRowEnded(
-                        agent=owner,
-                        job=job,
-                        item=item,
-                        row_index=row_index,
-                        attempt=attempt,
-                        status="pending",
-                        worker=worker,
-                        error=ENGINE_ENDED,
-                    )
-                )
+            back = [_requeue(db, row, ENGINE_ENDED, now) for row in db.all(_AT_WORK, (swarm,))]
             return None, [*events, *back]
 
         await self._store.transact(swarm, op)
@@ -452,47 +457,10 @@ class JobStore:
 
         await self._store.transact(swarm, op)
 
-    # --- reading -----------------------------------------------------------------------------------------
-
-    async def left_over(self, swarm: str) -> list[StoredJob]:
-        """The jobs of a swarm that somebody has to go on with, oldest first."""
-        return [StoredJob(*row) for row in await self._reader.all(_LEFT_OVER, (swarm,))]
-
-    async def headers(self, job: str) -> list[str]:
-        """The input's columns. Raises StoreError for an unknown job."""
-        rows = await self._reader.all("SELECT headers FROM agent_jobs WHERE job = ?", (job,))
-        if not rows:
-            raise StoreError(f"there is no job {job} in the store")
-        found: list[str] = json.loads(rows[0][0])
-        return found
-
-    async def page(self, job: str, start: int, limit: int) -> tuple[list[JobRow], bool]:
-        """At most `limit` rows from row_index `start` on, in input order, fewer if they are large; and
-        whether there are more behind them."""
-        found, more = await self._reader.page(_PAGE, (job, min(max(start, 0), MAX_ROW)), limit)
-        rows: list[JobRow] = []
-        for row in found:
-            rows.append(JobRow(**dict(zip(_PAGE_FIELDS, row, strict=False)), label=_label(row[-1])))
-            if len(rows) % ROWS_AT_ONCE == 0:
-                await self._store.clock.sleep(0)  # everybody else's turn
-        return rows, more
-
-    async def rows(self, job: str) -> AsyncIterator[StoredRow]:
-        """Every row in input order, paged by key: a job of any length is never in memory whole."""
-        last = -1
-        while chunk := await self._reader.all(_STORED, (job, last, CHUNK)):
-            for item, row_index, source_id, values, *rest in chunk:
-                yield StoredRow(item, row_index, source_id, json.loads(values), *rest)
-                last = row_index
-
-    async def failures(self, job: str, limit: int) -> list[dict[str, Any]]:
-        """The first failed rows in row order: {"item_id", "source_id", "last_error"}."""
-        return await self._reader.failures(job, limit)
-
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _now(self) -> str:
-        return timestamp(self._store.clock.now())
+    def _now(self, ahead: float = 0.0) -> str:
+        return timestamp(self._store.clock.now() + timedelta(seconds=ahead))
 
     def _item(self, job: str, row: JobInput) -> tuple[Any, ...]:
         source = self._redact(row.source_id) if row.source_id is not None else None
@@ -500,6 +468,60 @@ class JobStore:
 
     def _json(self, values: Sequence[str]) -> str:
         return json.dumps([self._redact(value) for value in values], ensure_ascii=False)
+
+
+def _head(db: Transaction, swarm: str, job: str) -> str | None:
+    """The owner of a job of this swarm. Raises NotFound."""
+    row = db.one("SELECT owner FROM agent_jobs WHERE job = ? AND swarm = ?", (job, swarm))
+    if row is None:
+        raise NotFound(f"there is no job {job} in swarm {swarm}")
+    owner: str | None = row[0]
+    return owner
+
+
+def _rows_of(db: Transaction, job: str, items: Sequence[str]) -> list[Row]:
+    """(item, row_index, status) of each, in the order asked, once. Raises NotFound."""
+    found = []
+    for item in dict.fromkeys(items):
+        row = db.one(_ROW, (job, item))
+        if row is None:
+            raise NotFound(f"job {job} has no row {shorten(clean_line(item), 60)}")
+        found.append(row)
+    return found
+
+
+def _move(
+    db: Transaction,
+    owner: str | None,
+    job: str,
+    item: str,
+    row_index: int,
+    source: Any,
+    status: Literal["pending", "skipped"],
+    ended: str | None,
+    by: str,
+) -> e.Event:
+    db.execute(_MOVE, (status, ended, job, item, source))
+    return e.JobRowMoved(
+        agent=owner, job=job, item=item, row_index=row_index, source=source, status=status, by=by
+    )
+
+
+def _requeue(db: Transaction, row: Row, why: str, now: str) -> e.Event:
+    """A row that was at work goes back to the queue, without using up its attempt."""
+    job, item, row_index, attempt, worker, owner = row
+    db.execute(_REQUEUE, (job, item, worker))
+    db.execute(_END_ATTEMPT, ("interrupted", why, now, job, item, worker))
+    return e.JobRowEnded(
+        agent=owner,
+        job=job,
+        item=item,
+        row_index=row_index,
+        attempt=attempt,
+        status="pending",
+        worker=worker,
+        error=why,
+    )
 
 
 def _owner(db: Transaction, job: str) -> str | None:
@@ -526,8 +548,3 @@ def _why_not(db: Transaction, job: str, item: str, worker: str) -> str:
     if holder != worker:
         return f"item {item} is no longer yours: attempt {attempt} belongs to another worker"
     return f"item {item} is {status} already; a row is reported once"
-
-
-def _label(values: str) -> str:
-    cells = islice((value for value in json.loads(values) if value.strip()), LABEL_CELLS)
-    return shorten(" · ".join(clean_line(value[:LABEL_CHARS]) for value in cells), LABEL_CHARS)

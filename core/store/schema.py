@@ -71,7 +71,9 @@ _FIRST = [
         total INTEGER NOT NULL, pending INTEGER NOT NULL, running INTEGER NOT NULL,
         completed INTEGER NOT NULL,
         failed INTEGER NOT NULL, skipped INTEGER NOT NULL, created_at TEXT NOT NULL, started_at TEXT,
-        ended_at TEXT, last_error TEXT NOT NULL,
+        ended_at TEXT, last_error TEXT NOT NULL, refused INTEGER NOT NULL DEFAULT 0,
+        paused_by TEXT NOT NULL DEFAULT '', pause_reason TEXT NOT NULL DEFAULT '',
+        cancelling TEXT NOT NULL DEFAULT '',
         headers TEXT NOT NULL DEFAULT '[]', output_schema TEXT, raw INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER NOT NULL DEFAULT 1, max_runtime_seconds REAL NOT NULL DEFAULT 1800,
         auto_export INTEGER NOT NULL DEFAULT 1, model TEXT, role TEXT, stopped_by TEXT,
@@ -81,14 +83,19 @@ _FIRST = [
     """CREATE TABLE agent_job_items (
         job TEXT NOT NULL REFERENCES agent_jobs (job) ON DELETE CASCADE, item TEXT NOT NULL,
         row_index INTEGER NOT NULL, source_id TEXT, "values" TEXT NOT NULL, status TEXT NOT NULL,
-        attempt INTEGER NOT NULL DEFAULT 0, worker TEXT, result TEXT, last_error TEXT, started_at TEXT,
-        reported_at TEXT, ended_at TEXT, PRIMARY KEY (job, item))""",
+        attempt INTEGER NOT NULL DEFAULT 0, worker TEXT, lease_until TEXT, result TEXT, last_error TEXT,
+        started_at TEXT, reported_at TEXT, ended_at TEXT, PRIMARY KEY (job, item))""",
     "CREATE UNIQUE INDEX agent_job_items_row ON agent_job_items (job, row_index)",
     "CREATE INDEX agent_job_items_queue ON agent_job_items (job, status, attempt, row_index)",
     """CREATE TABLE agent_job_attempts (
         job TEXT NOT NULL REFERENCES agent_jobs (job) ON DELETE CASCADE, item TEXT NOT NULL,
         attempt INTEGER NOT NULL, worker TEXT NOT NULL, status TEXT NOT NULL, error TEXT,
         started_at TEXT NOT NULL, ended_at TEXT, PRIMARY KEY (job, item, worker)) WITHOUT ROWID""",
+    # Reports that did not count: kept, shown, never accepted afterwards.
+    """CREATE TABLE agent_job_stale_reports (
+        job TEXT NOT NULL REFERENCES agent_jobs (job) ON DELETE CASCADE, item TEXT NOT NULL,
+        worker TEXT NOT NULL, reason TEXT NOT NULL, result TEXT NOT NULL, at TEXT NOT NULL)""",
+    "CREATE INDEX agent_job_stale_reports_item ON agent_job_stale_reports (job, item)",
 ]
 
 MIGRATIONS: list[list[str]] = [_FIRST]
