@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.domain.events import AgentSpawned, JobCreated, SwarmStarted
@@ -317,7 +317,7 @@ STEPS = (
     *("claim", "claim", "claim", "report", "report", "fail", "fail", "start", "start", "retry", "skip"),
     *("heartbeat", "reap", "time_passes", "crash", "end", "pause", "cancel", "change", "unknown"),
 )
-stories = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 63)), min_size=5, max_size=50)
+stories = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 63)), min_size=20, max_size=60)
 
 
 async def play(kit: Kit, clock: FakeClock, rows: int, story: list[tuple[str, int]]) -> Machine:
@@ -343,8 +343,16 @@ async def play_sqlite(rows: int, story: list[tuple[str, int]]) -> None:
         assert len(items) == len(set(items)), "a row was reported twice"
 
 
+TOO_LATE = [("claim", 0), ("fail", 0), ("claim", 0), ("report", 1), ("fail", 1), ("report", 0)]
+AGAIN = [("claim", 0), ("fail", 0), ("claim", 0), ("fail", 0), ("end", 2), ("retry", 0), ("start", 0)]
+EXPIRED = [("claim", 1), ("time_passes", 2), ("reap", 0), ("heartbeat", 0), ("claim", 0), ("report", 1)]
+
+
+@example(rows=1, story=TOO_LATE)
+@example(rows=1, story=AGAIN)
+@example(rows=2, story=EXPIRED)
 @given(st.integers(1, 6), stories)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_story_of_a_job_leaves_the_store_as_the_model_says(
     rows: int, story: list[tuple[str, int]]
 ) -> None:
