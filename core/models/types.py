@@ -81,9 +81,7 @@ class ModelError(Exception):
     `metered`: the server may have counted tokens of it all the same.
     """
 
-    def __init__(
-        self, message: str, *, kind: str, status: int | None = None, metered: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, kind: str, status: int | None = None, metered: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.status = status

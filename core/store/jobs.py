@@ -92,6 +92,11 @@ _EXPIRED = (
     " FROM agent_jobs j JOIN agent_job_items i ON i.job = j.job AND i.status = 'running'"
     " WHERE j.swarm = ? AND j.job = ? AND i.lease_until < ? ORDER BY i.row_index"
 )
+_HELD = (
+    "SELECT i.job, i.item, i.row_index, i.attempt, i.worker, j.owner"
+    " FROM agent_jobs j JOIN agent_job_items i ON i.job = j.job AND i.status = 'running'"
+    " WHERE i.job = ? AND i.item = ? AND i.worker = ?"
+)
 _RENEW = "UPDATE agent_job_items SET lease_until = ? WHERE job = ? AND worker = ? AND status = 'running'"
 _REQUEUE = (
     "UPDATE agent_job_items SET status = 'pending', worker = NULL, attempt = attempt - 1, started_at = NULL,"
@@ -335,9 +340,7 @@ class JobStore(JobReads):
             )
             if not changed:
                 return False, []
-            return True, [
-                e.JobPaused(agent=_owner(db, job), job=job, by=by, reason=self._redact(reason))
-            ]
+            return True, [e.JobPaused(agent=_owner(db, job), job=job, by=by, reason=self._redact(reason))]
 
         return await self._store.transact(swarm, op)
 
