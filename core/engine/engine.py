@@ -28,6 +28,7 @@ from core.engine.pages import agents_page
 from core.engine.resume import take_over, threads_of, unattended_of, with_budget
 from core.engine.setup import settings_of, swarm_config
 from core.engine.steer import steer
+from core.engine.steer_jobs import steer_job
 from core.jobs.service import JobRequest, check_request
 from core.models.types import ModelError
 from core.safety.redact import Redactor
@@ -155,6 +156,9 @@ class Engine:
                 return {"pid": os.getpid()}
             case c.ListSwarms():
                 return {"swarms": [_listed(hosted.swarm.state) for hosted in reversed(self._hosted.values())]}
+            case c.PauseJob() | c.ContinueJob() | c.CancelJob() | c.RetryRows() | c.SkipRows() | c.SetJob():
+                swarm = self._swarm(command.swarm)
+                return await steer_job(command, self._hosted[swarm.id].jobs, swarm.state)
             case _:
                 return await steer(command, self._swarm(command.swarm))
 

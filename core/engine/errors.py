@@ -11,7 +11,7 @@ from core.engine.setup import SetupError
 from core.jobs.errors import JobInputError
 from core.models.types import ModelError
 from core.scripted.scenario import ScenarioError
-from core.store.errors import NotFound, Owned, StoreError
+from core.store.errors import NotFound, Owned, RowsBusy, StoreError
 
 
 class EngineError(Exception):
@@ -30,6 +30,7 @@ CODES: dict[type[Exception], str] = {
     UnknownAgent: "not_found",
     UnknownApproval: "not_found",
     NotFound: "not_found",
+    RowsBusy: "refused",
     Owned: "owned",
     AlreadyDecided: "decided",
     PathError: "usage",

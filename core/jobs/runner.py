@@ -21,7 +21,7 @@ from core.jobs.schema import SchemaChecker
 from core.jobs.template import Template
 from core.jobs.workers import Workers, WorkersGone, WorkersUnpaid
 from core.safety.text import clean_line, shorten
-from core.store.jobs import Claim
+from core.store.jobs import LEASE_SECONDS, Claim
 from core.store.store import Store, StoreError
 
 log = logging.getLogger("watchroom.jobs")
@@ -29,6 +29,7 @@ NO_REPORT = "the worker ended without calling report_agent_job_result"
 TAIL_SECONDS = 10.0
 """What a worker gets to end by itself once its row is over."""
 ERROR_CHARS = 2000
+HEARTBEAT_SECONDS = LEASE_SECONDS / 3
 
 
 class JobPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +58,10 @@ class JobPlan(msgspec.Struct, frozen=True, kw_only=True):
 class JobRunner:
     """Runs one job to its end. One `run` per instance; `stop` and `cancel` may be called at any moment."""
 
-    def __init__(self, plan: JobPlan, store: Store, workers: Workers, clock: Clock) -> None:
+    def __init__(self, plan: JobPlan, store: Store, workers: Workers, clock: Clock, *, by: str = "") -> None:
+        """`by`: who lets a job go on that was paused or had ended."""
         self.plan = plan
+        self._by = by
         self._store = store
         self._workers = workers
         self._clock = clock
@@ -69,11 +72,15 @@ class JobRunner:
         """Workers, from their start until they are closed."""
         self._drained = False
         """Nothing was pending at the last look, and nothing went back to the queue since."""
+        self.concurrency = plan.concurrency
+        self._paused = False
         self._stopped_by: str | None = None
         self._cancelled_by: str | None = None
         self._unpaid: dict[str, str] = {}
         """Workers that the budget stopped, and what it said: their rows go back to the queue."""
         self._ending = False
+        self.over = False
+        """It looks at nothing any more."""
         self.error: str | None = None
         """What went wrong with the job as a whole."""
 
@@ -98,20 +105,41 @@ class JobRunner:
         self._wake.set()
         return True
 
+    def pause(self) -> None:
+        """Start no further rows; once nothing is at work any more, `run` returns."""
+        self._paused = True
+        self._wake.set()
+
+    def proceed(self) -> None:
+        """A pause is over before the rows at work were."""
+        self._paused = False
+        self.requeued()
+
+    def resize(self, concurrency: int) -> None:
+        """So many rows side by side from now on; rows at work go on."""
+        self.concurrency = concurrency
+        self._wake.set()
+
+    def requeued(self) -> None:
+        """Rows were put back into the queue, or taken out of it."""
+        self._drained = False
+        self._wake.set()
+
     # --- the job -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Returns when the job has ended, or, with rows left, when its swarm ends or when its budget is
-        spent. Raises StoreError."""
+        """Returns when the job has ended, or, with rows left, when its swarm ends, when it is paused, or when
+        its budget is spent. Raises StoreError."""
         plan = self.plan
         try:
-            await self._store.jobs.start(plan.swarm, plan.job, plan.concurrency)
-            if plan.schema is None:
-                await self._all_rows(None)
-            else:
-                async with SchemaChecker(plan.schema) as checker:
-                    await self._all_rows(checker)
-            await self._finish()
+            await self._store.jobs.start(plan.swarm, plan.job, self.concurrency, self._by)
+            while not self.over:
+                if plan.schema is None:
+                    await self._all_rows(None)
+                else:
+                    async with SchemaChecker(plan.schema) as checker:
+                        await self._all_rows(checker)
+                await self._finish()
         except Exception as error:
             causes = list(_leaves(error))
             for cause in causes:
@@ -125,9 +153,10 @@ class JobRunner:
 
     async def _all_rows(self, checker: SchemaChecker | None) -> None:
         async with asyncio.TaskGroup() as group:
+            heart = group.create_task(self._keep(), name=f"job leases {self.plan.job}")
             while not self._over():
-                room = self.plan.concurrency - len(self._live)
-                if room > 0 and not self._drained:
+                room = self.concurrency - len(self._live)
+                if room > 0 and not self._drained and not self._paused:
                     await self._claim(room, group, checker)
                 elif self._live:
                     await self._wait()
@@ -135,6 +164,17 @@ class JobRunner:
                     break
             while self._live:
                 await self._wait()
+            heart.cancel()
+
+    async def _keep(self) -> None:
+        """Keep the leases of the rows at work, and put those back that nobody keeps."""
+        plan = self.plan
+        while True:
+            await self._clock.sleep(HEARTBEAT_SECONDS)
+            if self._live:
+                await self._store.jobs.heartbeat(plan.swarm, plan.job, list(self._live))
+            if await self._store.jobs.reap(plan.swarm, plan.job):
+                self.requeued()
 
     def _over(self) -> bool:
         if self._stopped_by is None and self._cancelled_by is None and self._owner_closed():
@@ -271,21 +311,29 @@ class JobRunner:
     # --- the end -----------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """The CSV first: whoever hears that the job has ended finds it complete."""
+        """The CSV first: whoever hears that the job has ended finds it complete. Not over, if rows were put
+        back into the queue meanwhile."""
         plan = self.plan
         by = self._cancelled_by or self._stopped_by
         if by is None and self._unpaid:
             await self._store.jobs.pause(plan.swarm, plan.job, "budget", next(iter(self._unpaid.values())))
+            self.over = True
+            return
+        if by is None and self._paused:
+            self.over = True
             return
         self._ending = True
         if plan.output_path is not None and self._cancelled_by is None:
             self.error = await self._export(plan.output_path)
         by = self._cancelled_by or self._stopped_by
-        await self._end("completed" if by is None else "cancelled", self.error, by or "")
+        self.over = await self._end("completed" if by is None else "cancelled", self.error, by or "")
+        self._ending = self.over
+        self.requeued()
 
     async def _end(
         self, status: Literal["completed", "failed", "cancelled"], error: str | None, by: str
-    ) -> None:
+    ) -> bool:
+        """Whether the job is over: not, if it would be completed with rows left to do."""
         plan = self.plan
         told: list[e.Event] = []
         if plan.tell_owner:
@@ -300,7 +348,8 @@ class JobRunner:
                     trigger=True,
                 )
             )
-        await self._store.jobs.end(plan.swarm, plan.job, status, error, by, told=told)
+        ended = await self._store.jobs.end(plan.swarm, plan.job, status, error, by, told=told)
+        return ended or self._store.state(plan.swarm).jobs[plan.job].ended
 
     async def _export(self, output: Path) -> str | None:
         """Write the CSV; returns what went wrong, which ends up as the job's last error."""
@@ -326,6 +375,7 @@ class JobRunner:
         for claim in list(self._live.values()):
             await self._row_failed(claim, reason, final=True)
         await self._end("failed", reason, "")
+        self.over = True
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -254,13 +254,19 @@ class JobService:
         return await self._store.jobs.left_over(self.swarm)
 
     def go_on(self, left: Sequence[StoredJob]) -> None:
-        """Run them to their ends. Their rows that were at work are back in the queue already."""
+        """Run them to their ends. Their rows that were at work are back in the queue already. One that an
+        operator has paused stays so."""
+        jobs = self._store.state(self.swarm).jobs
         for stored in left:
-            task = self._group.create_task(self._go_on(stored), name=f"job {stored.job}")
-            self._tasks[stored.job] = task
-            self._notes[stored.job] = ()
+            if jobs[stored.job].paused_by in ("", "budget", "quota"):
+                self._run_stored(stored)
 
-    async def _go_on(self, stored: StoredJob) -> None:
+    def _run_stored(self, stored: StoredJob, by: str = "") -> None:
+        task = self._group.create_task(self._go_on(stored, by), name=f"job {stored.job}")
+        self._tasks[stored.job] = task
+        self._notes[stored.job] = ()
+
+    async def _go_on(self, stored: StoredJob, by: str) -> None:
         owner = self._store.state(self.swarm).agents.get(stored.owner or "")
         try:
             self._workers.check_role(stored.role)
@@ -269,7 +275,7 @@ class JobService:
             reason = shorten(clean_line(f"the job cannot be gone on with: {error}"), MAX_REASON_CHARS)
             await self._store.jobs.end(self.swarm, stored.job, "failed", reason, "")
             return
-        runner = self._runners[stored.job] = JobRunner(plan, self._store, self._workers, self._clock)
+        runner = self._runners[stored.job] = JobRunner(plan, self._store, self._workers, self._clock, by=by)
         if stored.stopped_by is not None:
             runner.stop(stored.stopped_by)
         await runner.run()
@@ -286,15 +292,94 @@ class JobService:
         """Create a job, run it to its end, and return its summary."""
         return await self.wait(await self.create(owner, request))
 
+    # --- what an operator does ---------------------------------------------------------------------------
+
     async def cancel(self, job: str, by: str) -> bool:
         """Stop a job and its workers; rows not started stay pending. False when it has ended already, or
         when the engine stops: what ends with it is not the job."""
         if self._closed:
             return False
+        runner = self._running(job)
+        if runner is None:
+            return await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
+        if not runner.cancel(by):
+            return False
+        await self._store.jobs.cancelling(self.swarm, job, by)
+        return True
+
+    async def pause(self, job: str, by: str) -> bool:
+        """Start no further rows; those at work go on to their ends. False if it is paused or has ended."""
+        self._refuse_when_closed()
+        # First the runner, which then ends no job for want of rows that it may not have.
+        if (runner := self._running(job)) is not None:
+            runner.pause()
+        return await self._store.jobs.pause(self.swarm, job, by)
+
+    async def proceed(self, job: str, by: str) -> bool:
+        """Go on with a paused job, or run one whose rows were put back. False if it runs, or has ended."""
+        self._refuse_when_closed()
+        state = self._store.state(self.swarm).jobs[job]
+        runner = self._running(job)
+        if state.ended or (state.status == "running" and runner is not None):
+            return False
+        if runner is not None:
+            runner.proceed()
+            await self._store.jobs.start(self.swarm, job, runner.concurrency, by)
+            return True
+        await self._run_again(job, by)
+        return True
+
+    async def resize(self, job: str, concurrency: int, by: str) -> tuple[bool, int]:
+        """Change how many rows are worked on side by side; whether that changed, and what it is now: at most
+        the swarm's slots."""
+        self._refuse_when_closed()
+        concurrency = max(1, min(concurrency, self.slots))
+        changed = await self._store.jobs.change(self.swarm, job, concurrency, by)
+        if changed and (runner := self._running(job)) is not None:
+            runner.resize(concurrency)
+        return changed, self._store.state(self.swarm).jobs[job].concurrency
+
+    async def retry(self, job: str, items: Sequence[str], by: str, *, dry_run: bool = False) -> int:
+        """Put `items`, or all rows that failed, back into the queue; how many. A job that has ended runs
+        again; a paused one stays paused. Raises NotFound or RowsBusy."""
+        self._refuse_when_closed()
+        moved = await self._store.jobs.retry(self.swarm, job, items, by, dry_run=dry_run)
+        if moved and not dry_run:
+            await self._queue_changed(job, by)
+        return moved
+
+    async def skip(self, job: str, items: Sequence[str], by: str, *, dry_run: bool = False) -> int:
+        """Take rows out of the job that nobody works on; how many. Raises NotFound or RowsBusy."""
+        self._refuse_when_closed()
+        moved = await self._store.jobs.skip(self.swarm, job, items, by, dry_run=dry_run)
+        if moved and not dry_run and (runner := self._running(job)) is not None:
+            runner.requeued()
+        return moved
+
+    async def _queue_changed(self, job: str, by: str) -> None:
+        if (runner := self._running(job)) is not None:
+            runner.requeued()
+        elif self._store.state(self.swarm).jobs[job].status != "paused":
+            await self._run_again(job, by)
+
+    async def _run_again(self, job: str, by: str) -> None:
+        stored = await self._store.jobs.stored(job)
+        if self._running(job) is None and not self._closed:
+            self._run_stored(stored, by)
+
+    def runs(self, job: str) -> bool:
+        """Whether somebody works on it here."""
+        return self._running(job) is not None
+
+    def _running(self, job: str) -> JobRunner | None:
+        """Its runner, if it still takes a hint."""
+        task = self._tasks.get(job)
         runner = self._runners.get(job)
-        if runner is not None and not self._tasks[job].done():
-            return runner.cancel(by)
-        return await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
+        return runner if task is not None and not task.done() and runner and not runner.over else None
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise JobInputError("the swarm is ending; its jobs stay as they are")
 
     async def aclose(self) -> None:
         """Stop all runners and their workers; their jobs stay running in the store, to be gone on with."""

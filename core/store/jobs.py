@@ -374,7 +374,9 @@ class JobStore(JobReads):
 
         return await self._store.transact(swarm, op)
 
-    async def retry(self, swarm: str, job: str, items: Sequence[str], by: str) -> int:
+    async def retry(
+        self, swarm: str, job: str, items: Sequence[str], by: str, *, dry_run: bool = False
+    ) -> int:
         """Put `items` that failed or were skipped, or all that failed if none are named, back into the queue;
         how many. A job that has ended is pending again then. Raises NotFound for an unknown item, RowsBusy
         for one in another status: nothing has changed then."""
@@ -382,31 +384,37 @@ class JobStore(JobReads):
         def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
             head = _head(db, swarm, job)
             found = _rows_of(db, job, items) if items else db.all(_FAILED, (job,))
-            moved: list[e.Event] = []
+            moved: list[e.JobRowMoved] = []
             for item, row_index, status in found:
                 if status not in ("failed", "skipped"):
                     raise RowsBusy(f"row {item} is {status}; only failed and skipped rows are tried again")
-                moved.append(_move(db, head, job, item, row_index, status, "pending", None, by))
-            if not moved:
-                return 0, []
+                moved.append(_moved(head, job, item, row_index, status, "pending", by))
+            if not moved or dry_run:
+                return len(moved), []
+            db.executemany(_MOVE, [("pending", None, job, row.item, row.source) for row in moved])
             if db.execute(_REOPEN, (job, swarm)):
-                moved.insert(0, e.JobReopened(agent=head, job=job, by=by))
-            return len(found), moved
+                return len(moved), [e.JobReopened(agent=head, job=job, by=by), *moved]
+            return len(moved), moved
 
         return await self._store.transact(swarm, op)
 
-    async def skip(self, swarm: str, job: str, items: Sequence[str], by: str) -> int:
+    async def skip(
+        self, swarm: str, job: str, items: Sequence[str], by: str, *, dry_run: bool = False
+    ) -> int:
         """Take pending or failed `items` out of the job; how many. Raises NotFound or RowsBusy: nothing has
         changed then."""
 
         def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
             head = _head(db, swarm, job)
             now = self._now()
-            moved: list[e.Event] = []
+            moved: list[e.JobRowMoved] = []
             for item, row_index, status in _rows_of(db, job, items):
                 if status not in ("pending", "failed"):
                     raise RowsBusy(f"row {item} is {status}; only pending and failed rows are skipped")
-                moved.append(_move(db, head, job, item, row_index, status, "skipped", now, by))
+                moved.append(_moved(head, job, item, row_index, status, "skipped", by))
+            if dry_run:
+                return len(moved), []
+            db.executemany(_MOVE, [("skipped", now, job, row.item, row.source) for row in moved])
             return len(moved), moved
 
         return await self._store.transact(swarm, op)
@@ -421,12 +429,14 @@ class JobStore(JobReads):
         *,
         told: Sequence[e.Event] = (),
     ) -> bool:
-        """The job is over; False if it was over already. The first end stands. `told`: recorded with it."""
+        """The job is over; False if it was over already: the first end stands. None is completed while rows
+        of it are pending. `told`: recorded with it."""
 
         def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
             changed = db.execute(
-                "UPDATE agent_jobs SET status = ? WHERE job = ? AND swarm = ?"
-                " AND status IN ('pending', 'running', 'paused')",
+                "UPDATE agent_jobs SET status = ?1 WHERE job = ?2 AND swarm = ?3"
+                " AND status IN ('pending', 'running', 'paused') AND (?1 <> 'completed' OR NOT EXISTS"
+                " (SELECT 1 FROM agent_job_items WHERE job = ?2 AND status = 'pending'))",
                 (status, job, swarm),
             )
             if not changed:
@@ -493,18 +503,15 @@ def _rows_of(db: Transaction, job: str, items: Sequence[str]) -> list[Row]:
     return found
 
 
-def _move(
-    db: Transaction,
+def _moved(
     owner: str | None,
     job: str,
     item: str,
     row_index: int,
     source: Any,
     status: Literal["pending", "skipped"],
-    ended: str | None,
     by: str,
-) -> e.Event:
-    db.execute(_MOVE, (status, ended, job, item, source))
+) -> e.JobRowMoved:
     return e.JobRowMoved(
         agent=owner, job=job, item=item, row_index=row_index, source=source, status=status, by=by
     )

@@ -226,7 +226,7 @@ class Machine:
         status: Any = ("completed", "failed", "cancelled")[pick % 3]
         if self.model.in_status("running"):
             return  # a runner ends a job when nobody works on it any more
-        could = not self.model.ended
+        could = not self.model.ended and (status != "completed" or not self.model.in_status("pending"))
         assert await self.kit.jobs.end(SWARM, JOB, status, None, "test") == could
         if could:
             self.model.status, self.model.cancelling = status, False
