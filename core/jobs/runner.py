@@ -132,7 +132,7 @@ class JobRunner:
         its budget is spent. Raises StoreError."""
         plan = self.plan
         try:
-            await self._store.jobs.start(plan.swarm, plan.job, self.concurrency, self._by)
+            await self._store.jobs.start(plan.swarm, plan.job, self.concurrency, self._by, source="pending")
             while not self.over:
                 if plan.schema is None:
                     await self._all_rows(None)
@@ -319,7 +319,7 @@ class JobRunner:
             await self._store.jobs.pause(plan.swarm, plan.job, "budget", next(iter(self._unpaid.values())))
             self.over = True
             return
-        if by is None and self._paused:
+        if by is None and (self._paused or self._store.state(plan.swarm).jobs[plan.job].status == "paused"):
             self.over = True
             return
         self._ending = True

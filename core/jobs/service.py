@@ -36,6 +36,8 @@ MAX_RUNTIME_SECONDS = 30 * 24 * 3600
 MAX_INSTRUCTION_BYTES = 1024 * 1024
 MAX_REASON_CHARS = 1000
 SHOWN_FAILURES = 5
+OUT_OF_MEANS = ("budget", "quota")
+"""What pauses a job until somebody has paid."""
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +178,7 @@ class JobService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         self._closed = False
+        self._moved = asyncio.Event()
 
     async def create(self, owner: str, request: JobRequest) -> str:
         """Check a request, store the job with all its rows, and start it. Returns its id.
@@ -197,6 +200,7 @@ class JobService:
         self._notes[checked.job] = checked.notes
         task = self._group.create_task(self._job(owner, [checked], runner, stored), name=f"job {checked.job}")
         self._tasks[checked.job] = task
+        task.add_done_callback(self._moves)
         first: set[asyncio.Future[None]] = {task, stored}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not stored.done():
@@ -258,15 +262,18 @@ class JobService:
         operator has paused stays so."""
         jobs = self._store.state(self.swarm).jobs
         for stored in left:
-            if jobs[stored.job].paused_by in ("", "budget", "quota"):
-                self._run_stored(stored)
+            if jobs[stored.job].paused_by in ("", *OUT_OF_MEANS):
+                self._run_stored(stored, again=True)
 
-    def _run_stored(self, stored: StoredJob, by: str = "") -> None:
-        task = self._group.create_task(self._go_on(stored, by), name=f"job {stored.job}")
+    def _run_stored(self, stored: StoredJob, by: str = "", *, again: bool = False) -> None:
+        self._runners.pop(stored.job, None)
+        task = self._group.create_task(self._go_on(stored, by, again), name=f"job {stored.job}")
         self._tasks[stored.job] = task
+        task.add_done_callback(self._moves)
         self._notes[stored.job] = ()
 
-    async def _go_on(self, stored: StoredJob, by: str) -> None:
+    async def _go_on(self, stored: StoredJob, by: str, again: bool) -> None:
+        """`again`: it may be paused because it was out of means, and is tried."""
         owner = self._store.state(self.swarm).agents.get(stored.owner or "")
         try:
             self._workers.check_role(stored.role)
@@ -275,18 +282,33 @@ class JobService:
             reason = shorten(clean_line(f"the job cannot be gone on with: {error}"), MAX_REASON_CHARS)
             await self._store.jobs.end(self.swarm, stored.job, "failed", reason, "")
             return
+        if again:
+            await self._store.jobs.start(self.swarm, stored.job, plan.concurrency, by, source="paused")
         runner = self._runners[stored.job] = JobRunner(plan, self._store, self._workers, self._clock, by=by)
         if stored.stopped_by is not None:
             runner.stop(stored.stopped_by)
         await runner.run()
 
     async def wait(self, job: str) -> dict[str, Any]:
-        """Wait for the end of a job that runs here; its summary. Cancelling the wait stops nothing.
+        """Wait for the end of a job of this swarm, or until it is out of means; its summary. One that an
+        operator has paused is waited for. Cancelling the wait stops nothing.
         Raises JobInputError if the engine stops first: then the job goes on when its swarm is resumed."""
-        await asyncio.wait({self._tasks[job]})
-        if self._closed and not self._store.state(self.swarm).jobs[job].ended:
-            raise JobInputError("the engine was stopped; the job goes on when the swarm is resumed")
-        return await self.summary(job)
+        while True:
+            # Before the look, so that no end is missed.
+            moved = self._moved
+            task = self._tasks.get(job)
+            over = task is None or task.done()
+            state = self._store.state(self.swarm).jobs[job]
+            if over and (state.ended or state.paused_by in OUT_OF_MEANS):
+                return await self.summary(job)
+            if self._closed and over:
+                raise JobInputError("the engine was stopped; the job goes on when the swarm is resumed")
+            await moved.wait()
+
+    def _moves(self, *_: object) -> None:
+        """Something happened to a job: those who wait look again."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def run(self, owner: str, request: JobRequest) -> dict[str, Any]:
         """Create a job, run it to its end, and return its summary."""
@@ -301,7 +323,9 @@ class JobService:
             return False
         runner = self._running(job)
         if runner is None:
-            return await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
+            ended = await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
+            self._moves()
+            return ended
         if not runner.cancel(by):
             return False
         await self._store.jobs.cancelling(self.swarm, job, by)
@@ -319,15 +343,14 @@ class JobService:
         """Go on with a paused job, or run one whose rows were put back. False if it runs, or has ended."""
         self._refuse_when_closed()
         state = self._store.state(self.swarm).jobs[job]
-        runner = self._running(job)
-        if state.ended or (state.status == "running" and runner is not None):
+        if state.ended or (state.status == "running" and self.runs(job)):
             return False
-        if runner is not None:
+        started = await self._store.jobs.start(self.swarm, job, state.concurrency, by)
+        if (runner := self._running(job)) is not None:
             runner.proceed()
-            await self._store.jobs.start(self.swarm, job, runner.concurrency, by)
-            return True
-        await self._run_again(job, by)
-        return True
+        else:
+            await self._run_again(job, by)
+        return started
 
     async def resize(self, job: str, concurrency: int, by: str) -> tuple[bool, int]:
         """Change how many rows are worked on side by side; whether that changed, and what it is now: at most
@@ -364,18 +387,17 @@ class JobService:
 
     async def _run_again(self, job: str, by: str) -> None:
         stored = await self._store.jobs.stored(job)
-        if self._running(job) is None and not self._closed:
+        if not self.runs(job) and not self._closed:
             self._run_stored(stored, by)
 
     def runs(self, job: str) -> bool:
-        """Whether somebody works on it here."""
-        return self._running(job) is not None
+        """Whether somebody works on it here, or is about to."""
+        task, runner = self._tasks.get(job), self._runners.get(job)
+        return task is not None and not task.done() and (runner is None or not runner.over)
 
     def _running(self, job: str) -> JobRunner | None:
-        """Its runner, if it still takes a hint."""
-        task = self._tasks.get(job)
-        runner = self._runners.get(job)
-        return runner if task is not None and not task.done() and runner and not runner.over else None
+        """Its runner, if it still takes a hint; one that is only about to run needs none."""
+        return self._runners.get(job) if self.runs(job) else None
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
@@ -384,6 +406,7 @@ class JobService:
     async def aclose(self) -> None:
         """Stop all runners and their workers; their jobs stay running in the store, to be gone on with."""
         self._closed = True
+        self._moves()
         tasks = [task for task in self._tasks.values() if not task.done()]
         for task in tasks:
             task.cancel()
@@ -392,7 +415,8 @@ class JobService:
 
     def error(self, job: str) -> str | None:
         """What went wrong with a job as a whole: its runner or its CSV, not its rows."""
-        return self._runners[job].error
+        runner = self._runners.get(job)
+        return runner.error if runner is not None else None
 
     def notes(self, job: str) -> tuple[str, ...]:
         return self._notes[job]

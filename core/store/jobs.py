@@ -169,14 +169,22 @@ class JobStore(JobReads):
 
         await self._store.transact(swarm, op)
 
-    async def start(self, swarm: str, job: str, concurrency: int, by: str = "") -> bool:
-        """pending or paused → running; whether it was."""
+    async def start(
+        self,
+        swarm: str,
+        job: str,
+        concurrency: int,
+        by: str = "",
+        *,
+        source: Literal["pending", "paused", "both"] = "both",
+    ) -> bool:
+        """pending or paused → running, or only from `source`; whether it was."""
 
         def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
             changed = db.execute(
                 "UPDATE agent_jobs SET status = 'running' WHERE job = ? AND swarm = ?"
-                " AND status IN ('pending', 'paused')",
-                (job, swarm),
+                " AND status IN ('pending', 'paused') AND (? = 'both' OR status = ?)",
+                (job, swarm, source, source),
             )
             if not changed:
                 return False, []
