@@ -2,21 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from core.domain import events as e
 from core.store import jobs as jobs_module
 from core.store import readers
 from core.store.jobs import JobInput
 from core.store.store import Store, StoreError
-from tests.clock import FakeClock
-from tests.core.store.tools import new_swarm, opened, plain, query
+from tests.core.store.tools import new_swarm, opened, query
 
 JOB = "11111111-1111-4111-8111-111111111111"
 
@@ -201,150 +196,3 @@ async def test_secrets_in_rows_results_and_errors_are_not_stored(tmp_path: Path)
 
 
 # --- against a model -------------------------------------------------------------------------------------
-
-
-class Row:
-    def __init__(self) -> None:
-        self.status, self.attempt, self.worker, self.result = "pending", 0, "", ""
-
-
-class Jobs(RuleBasedStateMachine):
-    """The store beside a model of it in a few dictionaries; workers report at any time, right or wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store: Store | None = None
-        self.rows: dict[str, Row] = {}
-        self.status = "pending"
-        self.workers: list[tuple[str, str]] = []
-        self.accepted = 0
-        self.refused = 0
-        self.max_attempts = 1
-
-    def do(self, work):  # type: ignore[no-untyped-def]
-        return self.loop.run_until_complete(work)
-
-    @initialize(total=st.integers(0, 6), max_attempts=st.integers(1, 3))
-    def create(self, total: int, max_attempts: int) -> None:
-        self.max_attempts = max_attempts
-        self.store = self.do(Store.open(Path(self.folder.name), clock=FakeClock(), redact=plain))
-        self.swarm = self.do(make(self.store, total))
-        self.rows = {f"row-{n}": Row() for n in range(total)}
-
-    @rule()
-    def start(self) -> None:
-        assert self.do(self.store.jobs.start(self.swarm, JOB, 2)) == (self.status == "pending")
-        if self.status == "pending":
-            self.status = "running"
-
-    @rule(count=st.integers(0, 4))
-    def claim(self, count: int) -> None:
-        names = [f"w{len(self.workers) + n}" for n in range(count)]
-        claims = self.do(self.store.jobs.claim(self.swarm, JOB, names))
-        queue = sorted(
-            (row.attempt, number, item)
-            for number, (item, row) in enumerate(self.rows.items())
-            if row.status == "pending"
-        )
-        expected = [item for _, _, item in queue[:count]] if self.status == "running" else []
-        assert [claim.item for claim in claims] == expected
-        for claim, name in zip(claims, names, strict=False):
-            row = self.rows[claim.item]
-            row.status, row.worker, row.attempt = "running", name, row.attempt + 1
-            assert (claim.worker, claim.attempt) == (name, row.attempt)
-            self.workers.append((claim.item, name))
-
-    @precondition(lambda self: self.workers)
-    @rule(data=st.data(), wrong=st.booleans())
-    def report(self, data: st.DataObject, wrong: bool) -> None:
-        item, worker = data.draw(st.sampled_from(self.workers))
-        if wrong:
-            worker = data.draw(st.sampled_from(self.workers))[1]
-        row = self.rows[item]
-        expected = row.status == "running" and row.worker == worker
-        result = json.dumps({"by": worker, "attempt": row.attempt})
-        accepted, reason = self.do(self.store.jobs.report(self.swarm, JOB, item, worker, result))
-        assert accepted == expected
-        assert bool(reason) == (not expected)
-        if accepted:
-            row.status, row.result = "completed", result
-            self.accepted += 1
-        else:
-            self.refused += 1
-
-    @precondition(lambda self: self.workers)
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
-        item, worker = data.draw(st.sampled_from(self.workers))
-        row = self.rows[item]
-        became = self.do(self.store.jobs.fail(self.swarm, JOB, item, worker, "no", self.max_attempts))
-        if row.status != "running" or row.worker != worker:
-            assert became is None
-            return
-        assert became == ("pending" if row.attempt < self.max_attempts else "failed")
-        row.status = became
-
-    @rule(status=st.sampled_from(["completed", "failed", "cancelled"]))
-    def end(self, status: str) -> None:
-        ended = self.do(self.store.jobs.end(self.swarm, JOB, status, None, ""))  # type: ignore[arg-type]
-        assert ended == (self.status in ("pending", "running"))
-        if ended:
-            self.status = status
-
-    @rule()
-    def reopen(self) -> None:
-        """The engine goes and another one comes."""
-        self.do(self.store.aclose())
-        self.store = self.do(Store.open(Path(self.folder.name), clock=FakeClock(), redact=plain))
-        self.do(self.store.reopen(self.swarm))
-
-    @rule()
-    def take_over(self) -> None:
-        """Rows at work go back, as if nobody had tried; of a job that has ended nothing is touched."""
-        self.do(self.store.jobs.take_over(self.swarm, []))
-        if self.status == "running":
-            for row in self.rows.values():
-                if row.status == "running":
-                    row.status, row.worker, row.attempt = "pending", "", row.attempt - 1
-
-    @invariant()
-    def agrees(self) -> None:
-        if self.store is None:
-            return
-        stored = self.do(self._stored())
-        assert [(row.status, row.attempt, row.result or "") for row in stored] == [
-            (row.status, row.attempt, row.result if row.status == "completed" else "")
-            for row in self.rows.values()
-        ]
-        job = self.store.state(self.swarm).jobs[JOB]
-        assert job.status == self.status
-        for status in ("pending", "running", "completed", "failed"):
-            assert getattr(job, status) == sum(row.status == status for row in self.rows.values())
-        assert job.completed == self.accepted
-        home = Path(self.folder.name)
-        assert query(home, "SELECT status, pending, running, completed, failed FROM agent_jobs") == [
-            (job.status, job.pending, job.running, job.completed, job.failed)
-        ]
-        attempts = query(home, "SELECT status, count(*) FROM agent_job_attempts GROUP BY status")
-        counts = dict(attempts)
-        assert sum(counts.values()) == len(self.workers)
-        assert counts.get("completed", 0) == self.accepted
-        assert counts.get("running", 0) == job.running
-        assert query(home, "SELECT count(*) FROM events WHERE type = 'job_report_refused'") == [
-            (self.refused,)
-        ]
-
-    async def _stored(self) -> list:  # type: ignore[type-arg]
-        return [row async for row in self.store.jobs.rows(JOB)]
-
-    def teardown(self) -> None:
-        if self.store is not None:
-            self.do(self.store.aclose())
-        self.loop.close()
-        self.folder.cleanup()
-
-
-TestJobs = Jobs.TestCase
-TestJobs.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
