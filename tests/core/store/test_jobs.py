@@ -193,6 +193,3 @@ async def test_secrets_in_rows_results_and_errors_are_not_stored(tmp_path: Path)
         await store.jobs.report(swarm, JOB, "row-0", "w0", '{"key": "canary"}')
         await store.jobs.fail(swarm, JOB, "row-1", "w1", "canary \ud800", 1)
     assert b"canary" not in (tmp_path / "watchroom.db").read_bytes()
-
-
-# --- against a model -------------------------------------------------------------------------------------
