@@ -54,8 +54,8 @@ def test_exec_answers_and_can_be_read_again(env: dict[str, str]) -> None:
     text = watchroom("session", "show", prefix, env=env).stdout
     assert "good morning" in text
     tree = watchroom("session", "tree", session["thread"], env=env).stdout.splitlines()
-        columns = ["agent", "status", "waiting", "tokens", "cost", "model", "thread", "path"]
-        assert tree[0].split() == columns
+    columns = ["agent", "status", "waiting", "tokens", "cost", "model", "thread", "path"]
+    assert tree[0].split() == columns
     assert tree[1].split()[0:2] == ["root", "completed"]
     listed = watchroom("session", "list", env=env).stdout.splitlines()
     short = listed[1].split()[0]  # ids are cut to what tells them apart, and are taken like that
