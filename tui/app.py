@@ -7,12 +7,12 @@ message loop never awaits the engine: the session, commands and pages run in wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import tzinfo
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from msgspec.structs import replace
 from textual.app import App
@@ -58,6 +58,10 @@ PAGE_ROWS = 500
 KEEP_TRANSCRIPTS = 32
 """Loaded transcripts that are kept; an older one is asked for again."""
 YIELD_EVERY = 64
+
+
+Told = str | Callable[[Mapping[str, Any]], str]
+"""What is said of a command that was carried out."""
 
 
 class ViewChanged(Message):
@@ -344,14 +348,15 @@ class WatchroomApp(App[str]):
 
     # --- commands and pages --------------------------------------------------------------------------------
 
-    def command(self, command: AnyCommand, done: str, *, names: str = "", undo: str = "") -> None:
-        """Send a command in the background; its outcome is said in one line.
+    def command(self, command: AnyCommand, done: Told, *, names: str = "", undo: str = "") -> None:
+        """Send a command in the background; its outcome is said in one line, `done` or what it makes of the
+        reply's value.
 
         `names` is the reply's list of threads to name in it, `undo` the text to put back if it is refused.
         """
         self.run_worker(self._command(command, done, names, undo), group="commands", exit_on_error=False)
 
-    async def _command(self, command: AnyCommand, done: str, names: str, undo: str) -> None:
+    async def _command(self, command: AnyCommand, done: Told, names: str, undo: str) -> None:
         client = self.client
         try:
             if client is None:
@@ -366,6 +371,8 @@ class WatchroomApp(App[str]):
             self.say(error, "red")
             self.swarm_screen.put_back(undo)
             return
+        if not isinstance(done, str):
+            done = done(reply.value)
         threads = reply.value.get(names, ()) if names else ()
         if threads:
             verb = done.partition(" ")[0]

@@ -250,7 +250,28 @@ class PlainLines:
         return [f"job {event.job[:8]} {event.status} {counts} {_detail(event.error or '')}".rstrip()]
 
     def _job_paused(self, event: e.JobPaused) -> list[str]:
-        return [] if self.scope == "headless" else [f"job {event.job[:8]} paused {_detail(event.reason)}"]
+        # In a headless run, what the run itself ran out of is told by its last words.
+        if self.scope == "headless" and event.by in ("budget", "quota"):
+            return []
+        why = f": {_detail(event.reason)}" if event.reason else ""
+        return [f"job {event.job[:8]} paused by {_detail(event.by)}{why}"]
+
+    def _job_started(self, event: e.JobStarted) -> list[str]:
+        return [f"job {event.job[:8]} goes on, by {_detail(event.by)}"] if event.by else []
+
+    def _job_cancelling(self, event: e.JobCancelling) -> list[str]:
+        return [f"job {event.job[:8]} is being cancelled by {_detail(event.by)}"]
+
+    def _job_changed(self, event: e.JobChanged) -> list[str]:
+        rows = f"{event.concurrency} row" + ("" if event.concurrency == 1 else "s")
+        return [f"job {event.job[:8]} works on {rows} at a time, by {_detail(event.by)}"]
+
+    def _job_reopened(self, event: e.JobReopened) -> list[str]:
+        return [f"job {event.job[:8]} reopened by {_detail(event.by)}"]
+
+    def _job_row_moved(self, event: e.JobRowMoved) -> list[str]:
+        word = "skipped" if event.status == "skipped" else "is to be tried again"
+        return [f"job {event.job[:8]} row {_detail(event.item)} {word}, by {_detail(event.by)}"]
 
     def _job_exported(self, event: e.JobExported) -> list[str]:
         return (
@@ -288,6 +309,11 @@ _HANDLERS: dict[type[e.Event], Callable[[PlainLines, Any], list[str]]] = {
     e.JobCreated: PlainLines._job_created,
     e.JobRowEnded: PlainLines._job_row,
     e.JobPaused: PlainLines._job_paused,
+    e.JobStarted: PlainLines._job_started,
+    e.JobCancelling: PlainLines._job_cancelling,
+    e.JobChanged: PlainLines._job_changed,
+    e.JobReopened: PlainLines._job_reopened,
+    e.JobRowMoved: PlainLines._job_row_moved,
     e.JobEnded: PlainLines._job_ended,
     e.JobExported: PlainLines._job_exported,
 }

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from core.domain.apply import IN_TRANSCRIPT, apply
 from core.domain.commands import Batch, Delta, FeedItem, JobRow, JobRowsPage, Lagged, Snapshot, TranscriptPage
-from core.domain.events import AnyEvent, AssistantMessage, JobRowClaimed, JobRowEnded
+from core.domain.events import AnyEvent, AssistantMessage, JobRowClaimed, JobRowEnded, JobRowMoved
 from core.domain.state import AgentState, Changes, SwarmState
 from core.safety.text import clean
 from core.view.cleaning import clean_struct
@@ -16,6 +16,9 @@ from core.view.transcript import Transcript
 
 KEEP_BEFORE = 32
 """Transcripts kept over a snapshot, until somebody asks for them again."""
+
+
+RowEvent = JobRowClaimed | JobRowEnded | JobRowMoved
 
 
 class JobRows:
@@ -26,7 +29,7 @@ class JobRows:
         self.rows: dict[int, JobRow] = {}
         self.total = 0
         self.seq = 0
-        self._late: list[JobRowClaimed | JobRowEnded] = []
+        self._late: list[RowEvent] = []
 
     def load(self, page: JobRowsPage) -> None:
         """Take a page. Events that came after the page was read are applied on top of it."""
@@ -38,16 +41,20 @@ class JobRows:
                 self._fold(event)
         self.seq = max(self.seq, page.seq)
 
-    def apply(self, event: JobRowClaimed | JobRowEnded) -> None:
+    def apply(self, event: RowEvent) -> None:
         self._late.append(event)
         del self._late[:-2000]
         self._fold(event)
 
-    def _fold(self, event: JobRowClaimed | JobRowEnded) -> None:
+    def _fold(self, event: RowEvent) -> None:
         row = self.rows.get(event.row_index)
         if row is None:
             return
         at = event.at.isoformat().replace("+00:00", "Z")
+        if isinstance(event, JobRowMoved):
+            ended = at if event.status == "skipped" else None
+            self.rows[event.row_index] = replace(row, status=event.status, worker=None, ended_at=ended)
+            return
         if isinstance(event, JobRowClaimed):
             fields = {"status": "running", "worker": event.worker, "started_at": at, "error": None}
         else:
@@ -119,7 +126,7 @@ class SwarmView:
         if isinstance(event, AssistantMessage) and event.agent is not None:
             self.streaming.pop(event.agent, None)
             self._streaming_response.pop(event.agent, None)
-        if isinstance(event, (JobRowClaimed, JobRowEnded)) and event.job in self.job_rows:
+        if isinstance(event, RowEvent) and event.job in self.job_rows:
             self.job_rows[event.job].apply(event)
 
     def expect_transcript(self, thread: str) -> None:

@@ -26,6 +26,7 @@ from tui.glyphs import Glyphs
 from tui.paint import Line
 from tui.screens import keys
 from tui.screens.help import HelpScreen
+from tui.screens.job_steering import JobSteering
 from tui.screens.layout import LEAST_HEIGHT, LEAST_WIDTH, sizes
 from tui.screens.steering import Steering
 from tui.widgets.agent_tree import AgentTree
@@ -86,6 +87,7 @@ class SwarmScreen(Screen[None]):
         self.composer = Composer()
         self.question = QuestionBar(view, id="question-bar", glyphs=glyphs)
         self.steering = Steering(self)
+        self.job_steering = JobSteering(self)
         self._servers: dict[str, McpServerState] | None = None
         """The MCP servers as they were; what fails after that is said."""
         self.keys = KeyLine(glyphs=glyphs)
@@ -414,6 +416,9 @@ class SwarmScreen(Screen[None]):
 
     def action_resume(self) -> None:
         self.steering.resume(self._agent())
+
+    def action_job(self, verb: str) -> None:
+        self.job_steering.do(verb)
 
     def action_parent(self) -> None:
         agent = self._agent() or self.view.agent(self.selected)

@@ -239,16 +239,28 @@ class JobHead(Painted):
                 ("  ", "fg"),
                 (text.cut(job.name, width // 4), "fg+b"),
             ],
-            [(f"{look.glyph} {look.word}", look.style)],
+            [(f"{look.glyph} {look.word}", look.style), *_about(job, width)],
             [(f"{job.done}/{job.total} ", "fg"), *progress_bar(job, 12 if width < 100 else 20, self.glyphs)],
         ]
         if job.failed:
             parts.append([(f"{self.glyphs.states['failed']}{job.failed}", "red")])
+        if job.running and width >= 140:
+            parts.append([(f"{job.running} of {job.concurrency} at work", "muted")])
         if rate and width >= 100:
             parts.append([(f"{rate:.1f}/min", "muted")])
         if left is not None:
             parts.append([(f"eta {text.age(left)}", "muted")])
         return join(parts, "  ")
+
+
+def _about(job: JobState, width: int) -> Line:
+    """Who paused it and why, or who asked for its end."""
+    if job.cancelling:
+        return [(f" cancelling, by {text.one_line(job.cancelling)}", "amber")]
+    if job.status != "paused":
+        return []
+    why = f": {text.one_line(job.pause_reason)}" if job.pause_reason else ""
+    return [(text.cut(f" by {text.one_line(job.paused_by)}{why}", width // 4), "amber")]
 
 
 class Peek(Painted):

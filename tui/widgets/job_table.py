@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+from textual.binding import Binding, BindingType
 from textual.message import Message
 
 from core.clock import Clock
@@ -37,6 +38,33 @@ def columns(width: int) -> Columns:
 
 class JobTable(LineView):
     """Keys are row_index. `NeedRows` asks its owner for the page that starts at `start`."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "screen.job('pause')", "pause", id="job.pause", tooltip="Pause the job, or go on"),
+        Binding("r", "screen.job('retry')", "retry", id="job.retry", tooltip="Retry this row, or all failed"),
+        Binding(
+            "s", "screen.job('skip')", "skip", show=False, id="job.skip", tooltip="Leave this row undone"
+        ),
+        Binding("x", "screen.job('cancel')", "cancel", id="job.cancel", tooltip="Cancel the job"),
+        Binding(
+            "plus",
+            "screen.job('more')",
+            "more",
+            show=False,
+            key_display="+",
+            id="job.more",
+            tooltip="More rows at a time",
+        ),
+        Binding(
+            "minus",
+            "screen.job('fewer')",
+            "fewer",
+            show=False,
+            key_display="-",
+            id="job.fewer",
+            tooltip="Fewer rows at a time",
+        ),
+    ]
 
     class NeedRows(Message):
         def __init__(self, job: str, start: int) -> None:
@@ -142,9 +170,13 @@ class JobTable(LineView):
         row = rows.rows.get(index) if rows is not None else None
         return row is not None and row.status == "failed"
 
+    def row(self) -> JobRow | None:
+        """The row under the cursor, if its page is here."""
+        return self._row(self.cursor) if self.row_count() else None
+
     def worker(self) -> str | None:
         """Thread id of the worker of the row under the cursor."""
-        row = self._row(self.cursor) if self.row_count() else None
+        row = self.row()
         return row.worker if row is not None else None
 
     def _row(self, index: int) -> JobRow | None:

@@ -1,0 +1,198 @@
+"""The job table's keys: what they send, what they ask before it, what they say of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.domain import events as e
+from core.domain.commands import (
+    CancelJob,
+    ContinueJob,
+    PauseJob,
+    Reply,
+    RetryRows,
+    SetJob,
+    SkipRows,
+)
+from tests.tui.fake_client import FakeClient
+from tests.tui.stage import audit_client, ready, screen_text, stage
+from tests.tui.story import JOB, SWARM, Story, audit
+from tui.app import WatchroomApp
+from tui.screens.confirm import ConfirmScope
+
+WIDE, MEDIUM, NARROW = (160, 45), (120, 35), (80, 24)
+SIZES = [WIDE, MEDIUM, NARROW]
+
+
+async def press(pilot: Pilot[Any], *keys: str) -> None:
+    for key in keys:
+        await pilot.press(key)
+    await ready(pilot)
+
+
+def told(*events: e.Event) -> tuple[Story, FakeClient, WatchroomApp]:
+    """The audit, and what happened to its job since: 41 rows over, three of them failed, two at work."""
+    story = audit()
+    for event in events:
+        story.add(event)
+    client = audit_client(story)
+    return story, client, stage(client)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_space_pauses_the_job_and_lets_it_go_on(size: tuple[int, int]) -> None:
+    story, client, app = told()
+    client.replies[PauseJob] = Reply(value={"changed": True, "running": 2})
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "space")
+        assert client.sent[-1] == PauseJob(swarm=SWARM, job=JOB)
+        assert "job score-csv is paused; 2 rows at work go on to the end" in screen_text(app)
+        client.push(story.add(e.JobPaused(job=JOB, by="operator")))
+        await ready(pilot)
+        assert "paused by operator" in screen_text(app)
+        await press(pilot, "space")
+        assert client.sent[-1] == ContinueJob(swarm=SWARM, job=JOB)
+        assert "job score-csv goes on" in screen_text(app)
+
+
+async def test_a_pause_says_who_and_why() -> None:
+    _, _, app = told(e.JobPaused(job=JOB, by="quota", reason="no credit left"))
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        assert "paused by quota: no credit left" in screen_text(app)
+
+
+async def test_a_cancel_is_asked_first_and_shown_until_it_has_happened() -> None:
+    story, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "x")
+        assert isinstance(app.screen, ConfirmScope)
+        shown = screen_text(app)
+        assert "Cancel job score-csv?" in shown
+        assert "2 rows at work stop and fail, 76 rows stay undone." in shown
+        await press(pilot, "escape")
+        assert client.sent == []
+        await press(pilot, "x", "x")
+        assert client.sent == [CancelJob(swarm=SWARM, job=JOB)]
+        client.push(story.add(e.JobCancelling(job=JOB, by="operator")))
+        await ready(pilot)
+        assert "cancelling, by operator" in screen_text(app)
+        client.push(story.add(e.JobEnded(job=JOB, status="cancelled", by="operator")))
+        await ready(pilot)
+        assert "cancelling" not in screen_text(app).replace("is being cancelled", "")
+
+
+async def test_retry_asks_how_far_and_never_takes_the_wider_one_by_itself() -> None:
+    _, client, app = told()
+    client.replies[RetryRows] = Reply(value={"changed": True, "rows": 3})
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "g", "n", "r")
+        shown = screen_text(app)
+        assert "row 4 alone" in shown
+        assert "all 3 rows that failed" in shown
+        await press(pilot, "enter")
+        assert client.sent == []
+        await press(pilot, "r")
+        assert client.sent == [RetryRows(swarm=SWARM, job=JOB, items=("item-3",))]
+        await press(pilot, "g", "r")
+        assert "alone" not in screen_text(app)  # the first row is done
+        await press(pilot, "R")
+        assert client.sent[-1] == RetryRows(swarm=SWARM, job=JOB)
+        assert "3 rows to be tried again" in screen_text(app)
+
+
+async def test_a_row_that_moves_is_seen_at_once_and_so_are_the_counts() -> None:
+    story, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "g")
+        moved = e.JobRowMoved(
+            job=JOB, item="item-3", row_index=3, source="failed", status="pending", by="operator"
+        )
+        client.push(story.add(moved))
+        await ready(pilot)
+        line = next(line for line in screen_text(app).splitlines() if "acme-003.json" in line)
+        assert "queued" in line
+        assert "✗2" in screen_text(app)
+
+
+async def test_one_failed_row_under_the_cursor_needs_no_question() -> None:
+    gone = [
+        e.JobRowMoved(job=JOB, item=f"item-{n}", row_index=n, source="failed", status="skipped", by="x")
+        for n in (17, 41)
+    ]
+    _, client, app = told(*gone)
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "g", "n", "r")
+        assert client.sent == [RetryRows(swarm=SWARM, job=JOB, items=("item-3",))]
+
+
+async def test_only_rows_that_nobody_works_on_are_skipped() -> None:
+    _, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "g", "s")
+        assert client.sent == []
+        assert "select a row that waits or has failed" in screen_text(app)
+        await press(pilot, "G", "s")
+        assert client.sent == [SkipRows(swarm=SWARM, job=JOB, items=("item-119",))]
+        assert "row 120 is skipped" in screen_text(app)
+
+
+async def test_more_and_fewer_rows_at_a_time() -> None:
+    story, client, app = told()
+    client.replies[SetJob] = Reply(value={"changed": True, "concurrency": 17})
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        assert "2 of 16 at work" in screen_text(app)
+        await press(pilot, "J", "plus")
+        assert client.sent[-1] == SetJob(swarm=SWARM, job=JOB, max_concurrency=20)
+        assert "17 rows at a time; the swarm has no more slots" in screen_text(app)
+        await press(pilot, "minus")
+        assert client.sent[-1] == SetJob(swarm=SWARM, job=JOB, max_concurrency=12)
+        client.push(story.add(e.JobChanged(job=JOB, concurrency=1, by="operator")))
+        await ready(pilot)
+        count = len(client.sent)
+        await press(pilot, "minus")
+        assert len(client.sent) == count
+        assert "one row at a time is the least" in screen_text(app)
+
+
+async def test_a_job_that_has_ended_takes_a_retry_and_nothing_else() -> None:
+    _, client, app = told(e.JobEnded(job=JOB, status="completed"))
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "space", "x", "s", "plus")
+        assert client.sent == []
+        assert "job score-csv has ended as completed" in screen_text(app)
+        await press(pilot, "g", "r")
+        assert "runs again" in screen_text(app)
+        await press(pilot, "R")
+        assert client.sent == [RetryRows(swarm=SWARM, job=JOB)]
+
+
+async def test_a_refusal_is_said_as_it_came() -> None:
+    _, client, app = told()
+    client.replies[SkipRows] = Reply(ok=False, error="row item-119 is running", code="refused")
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "G", "s")
+        assert "row item-119 is running" in screen_text(app)
+        assert "is skipped" not in screen_text(app)
+
+
+async def test_the_keys_stand_in_the_help_and_in_the_key_line() -> None:
+    _, _, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J")
+        assert "retry" in screen_text(app).splitlines()[-1]
+        await press(pilot, "question_mark")
+        assert "Pause the job, or go on" in screen_text(app)
