@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import os
 import signal
 import stat
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.jobs.errors import ExportError
-from core.jobs.export import check_output, export_csv, guard
+from core.jobs.export import FORMATS, check_output, export_job, export_rows, guard
+from core.jobs.table import EXPORT_COLUMNS
 from core.jobs.workers import Outcome
 from tests.core.jobs.room import DONE, Room, Worker, read_output, reports
 
@@ -125,7 +127,7 @@ def source(rows: list[Row]) -> Any:
 
 async def export(output: Path, rows: list[Row], *, headers: list[str] | None = None, **more: Any) -> int:
     given: dict[str, Any] = {"job": "j", "headers": headers or ["a", "b"], "source": None, "raw": True}
-    return await export_csv(source(rows), output=output, **(given | more))
+    return await export_rows(source(rows), output=output, **(given | more))
 
 
 @given(st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=5))
@@ -179,7 +181,7 @@ async def test_a_failure_leaves_the_old_output_and_nothing_else(tmp_path: Path) 
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ExportError, match="No space left on device"):
-        await export_csv(breaks, job="j", headers=["a", "b"], output=output, source=None, raw=True)  # type: ignore[arg-type]
+        await export_rows(breaks, job="j", headers=["a", "b"], output=output, source=None, raw=True)  # type: ignore[arg-type]
     assert output.read_text() == "old"
     assert os.listdir(tmp_path) == ["o.csv"]
 
@@ -193,7 +195,7 @@ async def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
         await asyncio.Event().wait()
 
     task = asyncio.create_task(
-        export_csv(stuck, job="j", headers=["a", "b"], output=tmp_path / "o.csv", source=None, raw=True)  # type: ignore[arg-type]
+        export_rows(stuck, job="j", headers=["a", "b"], output=tmp_path / "o.csv", source=None, raw=True)  # type: ignore[arg-type]
     )
     await begun.wait()
     task.cancel()
@@ -298,3 +300,100 @@ async def test_any_job_can_be_read_back_as_its_own_input_minus_the_added_columns
     assert [row["item_id"] for row in rows] == ["row-1", "row-2", "row-3"]
     assert all(row["reported_at"] and row["completed_at"] and row["attempt_count"] == "1" for row in rows)
     assert all(row["last_error"] == row["source_id"] == "" for row in rows)
+
+
+# --- other formats ---------------------------------------------------------------------------------------
+
+ADDED = ("j", "i", 0, None, "failed", 2, "=no", '{"a": 1}', None, "2026-01-01T00:00:00Z")
+
+
+@settings(deadline=None, max_examples=50)  # polars is imported by the first one
+@given(
+    names=st.lists(CELL.filter(lambda name: name not in EXPORT_COLUMNS), min_size=1, max_size=4, unique=True),
+    data=st.data(),
+)
+async def test_json_lines_and_parquet_read_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject
+) -> None:
+    import polars
+
+    row = st.lists(CELL, min_size=len(names), max_size=len(names))
+    cells = data.draw(st.lists(row, max_size=4))
+    fields = {"item": "i", "error": ADDED[6], "result": ADDED[7], "ended_at": ADDED[9]}
+    rows = [Row(i, values, status="failed", attempt=2, **fields) for i, values in enumerate(cells)]
+    expected = [(*values, "j", "i", i, *ADDED[3:]) for i, values in enumerate(cells)]
+    folder = tmp_path_factory.getbasetemp()
+    lines, table = folder / "round.jsonl", folder / "round.parquet"
+    for output, format in ((lines, "jsonl"), (table, "parquet")):
+        # Not raw: these formats run nothing, so nothing is guarded.
+        assert await export(output, rows, headers=names, raw=False, format=format) == len(cells)
+    read = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [tuple(each.values()) for each in read] == expected
+    assert all(list(each) == [*names, *EXPORT_COLUMNS] for each in read)
+    frame = polars.read_parquet(table)
+    assert frame.columns == [*names, *EXPORT_COLUMNS]
+    assert frame.rows() == expected
+    assert str(frame.schema["row_index"]) == str(frame.schema["attempt_count"]) == "Int64"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+async def test_any_job_is_exported_at_any_moment(room: Room, format: Any) -> None:
+    """While its rows wait, are at work, and have ended; also when its input is gone."""
+    output = room.folder / f"now.{format}"
+    counts: list[int] = []
+
+    async def behave(worker: Worker) -> Outcome:
+        if worker.item == "row-2":
+            (room.folder / "in.csv").unlink(missing_ok=True)
+            counts.append(await export_job(room.store.jobs, worker.job, output, format=format))
+        return await reports(worker)
+
+    room.behave = behave
+    summary = await room.run(rows=3, max_concurrency=1)
+    assert counts == [3]
+    text = output.read_bytes()
+    assert b"running" in text
+    assert b"pending" in text
+    assert await export_job(room.store.jobs, summary["job_id"], output, format=format) == 3
+    assert b"running" not in output.read_bytes()
+    assert set(os.listdir(room.folder)) == {output.name, Path(summary["output_csv_path"]).name}
+
+
+LIMITED = textwrap.dedent(
+    """
+    import asyncio, resource, sys
+    from pathlib import Path
+    from core.jobs.errors import ExportError
+    from tests.core.jobs.test_export import Row, export
+
+    # The nearest thing to a full disk that needs no rights: no file may grow beyond this.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    rows = [Row(i, [str(i), "x" * 400]) for i in range(3000)]
+    try:
+        asyncio.run(export(Path(sys.argv[1]), rows, format=sys.argv[2]))
+    except ExportError as error:
+        print(error)
+    """
+)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_disk_that_fills_in_the_middle_leaves_the_old_output(tmp_path: Path, format: str) -> None:
+    output = tmp_path / "o"
+    output.write_text("old")
+    command = [sys.executable, "-c", LIMITED, str(output), format]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"the output {output} cannot be written: File too large\n"
+    assert output.read_text() == "old"
+    assert os.listdir(tmp_path) == ["o"]
+
+
+async def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    # Root may write anywhere, so the question is answered for it.
+    monkeypatch.setattr("core.jobs.export.os.access", lambda path, mode: False)
+    with pytest.raises(ExportError, match="no permission to write in"):
+        await export(folder / "o.csv", [])
+    assert os.listdir(folder) == []
