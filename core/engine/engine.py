@@ -21,7 +21,7 @@ from core.domain import commands as c
 from core.domain import events as e
 from core.domain.ids import uuid7
 from core.domain.state import SwarmState
-from core.engine.errors import CODES, CommandError, EngineError
+from core.engine.errors import REFUSALS, CommandError, EngineError, check_author, refusal
 from core.engine.hosting import Hosted, Hosting
 from core.engine.models import ModelPool
 from core.engine.pages import agents_page
@@ -39,7 +39,6 @@ from core.store.store import Store
 
 log = logging.getLogger("watchroom.engine")
 TITLE_CHARS = 60
-AUTHOR_CHARS = 60
 
 
 class Engine:
@@ -136,14 +135,11 @@ class Engine:
         """Carry out one command; every failure is a reply."""
         try:
             return c.Reply(value=await self._dispatch(command))
-        except CommandError as error:
-            return c.Reply(ok=False, error=str(error), code=error.code)
-        except tuple(CODES) as error:
-            code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-            return c.Reply(ok=False, error=clean_line(str(error)), code=code)
+        except REFUSALS as error:
+            return refusal(error)
 
     async def _dispatch(self, command: c.AnyCommand) -> dict[str, Any]:
-        _check_author(command.author)
+        check_author(command.author)
         match command:
             case c.StartSwarm():
                 return await self._start_swarm(command)
@@ -445,14 +441,6 @@ def _listed(state: SwarmState) -> dict[str, Any]:
         "asks": len(state.approvals),
         "started_at": state.started_at,
     }
-
-
-def _check_author(author: str) -> None:
-    """Who did it is shown and recorded: it must be readable, and must not pass for an agent or the engine."""
-    if not author.strip() or author != clean_line(author) or len(author) > AUTHOR_CHARS:
-        raise CommandError("the author of a command must be a short plain name", "usage")
-    if author.startswith("/") or author.partition(":")[0].strip() == "engine":
-        raise CommandError(f"a command cannot come from {shorten(author, AUTHOR_CHARS)}", "usage")
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -15,10 +15,7 @@ JobSteering = c.PauseJob | c.ContinueJob | c.CancelJob | c.RetryRows | c.SkipRow
 
 async def steer_job(command: JobSteering, jobs: JobService, state: SwarmState) -> dict[str, Any]:
     """Carry one out, or with `dry_run` tell what it would do."""
-    job = state.jobs.get(command.job)
-    if job is None:
-        shown = shorten(clean_line(command.job), 60)
-        raise CommandError(f"there is no job {shown} in this swarm", "not_found")
+    job = job_of(command, state)
     if isinstance(command, c.RetryRows | c.SkipRows):
         return await _move(command, jobs)
     by, dry = command.author, command.dry_run
@@ -37,6 +34,21 @@ async def steer_job(command: JobSteering, jobs: JobService, state: SwarmState) -
             return await _resize(command, jobs, job)
 
 
+def job_of(command: JobSteering, state: SwarmState) -> JobState:
+    """The job that a command means. Raises CommandError."""
+    job = state.jobs.get(command.job)
+    if job is None:
+        shown = shorten(clean_line(command.job), 60)
+        raise CommandError(f"there is no job {shown} in this swarm", "not_found")
+    return job
+
+
+def check_concurrency(wanted: int) -> None:
+    """Raises CommandError."""
+    if not 1 <= wanted <= MAX_CONCURRENCY:
+        raise CommandError(f"max_concurrency must be from 1 to {MAX_CONCURRENCY:,}", "usage")
+
+
 async def _move(command: c.RetryRows | c.SkipRows, jobs: JobService) -> dict[str, Any]:
     if isinstance(command, c.SkipRows):
         if not command.items:
@@ -49,8 +61,7 @@ async def _move(command: c.RetryRows | c.SkipRows, jobs: JobService) -> dict[str
 
 async def _resize(command: c.SetJob, jobs: JobService, job: JobState) -> dict[str, Any]:
     wanted = command.max_concurrency
-    if not 1 <= wanted <= MAX_CONCURRENCY:
-        raise CommandError(f"max_concurrency must be from 1 to {MAX_CONCURRENCY:,}", "usage")
+    check_concurrency(wanted)
     if command.dry_run:
         return {"changed": False, "concurrency": min(wanted, jobs.slots)}
     changed, concurrency = await jobs.resize(job.job, wanted, command.author)

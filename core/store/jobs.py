@@ -407,17 +407,25 @@ class JobStore(JobReads):
         return await self._store.transact(swarm, op)
 
     async def skip(
-        self, swarm: str, job: str, items: Sequence[str], by: str, *, dry_run: bool = False
+        self,
+        swarm: str,
+        job: str,
+        items: Sequence[str],
+        by: str,
+        *,
+        dry_run: bool = False,
+        ownerless: bool = False,
     ) -> int:
         """Take pending or failed `items` out of the job; how many. Raises NotFound or RowsBusy: nothing has
-        changed then."""
+        changed then. `ownerless`, for a dry run: nobody runs the job, rows at work are pending again."""
 
         def op(db: Transaction) -> tuple[int, Sequence[e.Event]]:
             head = _head(db, swarm, job)
             now = self._now()
             moved: list[e.JobRowMoved] = []
             for item, row_index, status in _rows_of(db, job, items):
-                if status not in ("pending", "failed"):
+                left = ownerless and status == "running"
+                if not left and status not in ("pending", "failed"):
                     raise RowsBusy(f"row {item} is {status}; only pending and failed rows are skipped")
                 moved.append(_moved(head, job, item, row_index, status, "skipped", by))
             if dry_run:

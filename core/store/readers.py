@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ SLICE = 256 * 1024
 EVENT_COST = 256
 """What an event costs to decode beside its characters, in characters."""
 SHOWN_NAMES = 5
+ROWS_AT_ONCE = 500
 
 _SESSIONS = f"""SELECT {SWARMS.columns},
     (SELECT count(*) FROM agents a WHERE a.swarm = s.swarm),
@@ -48,6 +49,17 @@ _SESSIONS = f"""SELECT {SWARMS.columns},
     (SELECT j.status FROM agent_jobs j WHERE j.swarm = s.swarm ORDER BY j.created_at DESC LIMIT 1),
     (SELECT a.status FROM agents a WHERE a.thread = s.root AND a.swarm = s.swarm)
     FROM swarms s ORDER BY s.started_at DESC, s.swarm DESC"""
+
+_JOB_ROWS = (
+    "SELECT item, row_index, source_id, status, result, last_error FROM agent_job_items"
+    " WHERE job = ? AND row_index > ? ORDER BY row_index LIMIT ?"
+)
+_JOB_ATTEMPTS = (
+    "SELECT t.item, t.attempt, t.worker, t.status, t.error, t.started_at, t.ended_at, a.tokens"
+    " FROM agent_job_items i JOIN agent_job_attempts t ON t.job = i.job AND t.item = i.item"
+    " LEFT JOIN agents a ON a.thread = t.worker"
+    " WHERE i.job = ? AND i.row_index BETWEEN ? AND ? ORDER BY t.item, t.started_at, t.attempt"
+)
 
 
 class Reader:
@@ -314,31 +326,47 @@ class Reader:
 
     async def job(self, ref: str) -> dict[str, Any]:
         """`job show --json`. Raises NotFound."""
-        job = await self.find_job(ref)
-        rows = await self.all(JOBS.select + "WHERE job = ?", (job,))
-        failures = await self.failures(job, SHOWN_FAILURES)
-        used, spent = await self._used(job)
-        return shapes.job_with_details(await self._shown(rows[0]), self.now(), failures, used, spent)
+        row = await self._job_row(ref)
+        job = await self._shown(row)
+        failures = await self.failures(job.job, SHOWN_FAILURES)
+        used, spent = await self._used(job.job)
+        return shapes.job_with_details(job, self.now(), failures, used, spent)
 
-    async def job_rows(self, ref: str) -> dict[str, Any]:
-        """`job rows --json`. Raises NotFound."""
+    async def job_state(self, ref: str) -> tuple[str, JobState]:
+        """The swarm of a job, and how the job stands. Raises NotFound."""
+        row = await self._job_row(ref)
+        return str(row[len(JOBS.fields)]), await self._shown(row)
+
+    async def _job_row(self, ref: str) -> Row:
+        rows = await self.all(JOBS.select + "WHERE job = ?", (await self.find_job(ref),))
+        return rows[0]
+
+    async def job_rows(self, ref: str, status: str | None = None) -> AsyncGenerator[dict[str, Any], None]:
+        """The rows of `job rows --json` in input order, all of one moment, never all of them in memory; with
+        `status` only those. Raises NotFound. Use with `contextlib.aclosing`."""
         job = await self.find_job(ref)
         async with self.snapshot() as db:
-            table = await db.one(JOBS.select + "WHERE job = ?", (job,))
-            items = await db.all(
-                "SELECT item, row_index, source_id, status, result, last_error FROM agent_job_items"
-                " WHERE job = ? ORDER BY row_index",
-                (job,),
-            )
-            attempts = await db.all(
-                "SELECT t.item, t.attempt, t.worker, t.status, t.error, t.started_at, t.ended_at, a.tokens"
-                " FROM agent_job_attempts t LEFT JOIN agents a ON a.thread = t.worker"
-                " WHERE t.job = ? ORDER BY t.item, t.started_at, t.attempt",
-                (job,),
-            )
-        assert table is not None
-        interrupted = (await self._shown(table)).status == "paused"
-        return shapes.job_rows(items, attempts, interrupted)
+            head = await db.one(JOBS.select + "WHERE job = ?", (job,))
+            assert head is not None
+            ended, swarm = JOBS.entry(head).ended, str(head[len(JOBS.fields)])
+            interrupted = not ended and not await self._alive(swarm)
+            last = -1
+            while items := await db.all(_JOB_ROWS, (job, last, ROWS_AT_ONCE)):
+                first, last = items[0][1], items[-1][1]
+                attempts = await db.all(_JOB_ATTEMPTS, (job, first, last))
+                for row in shapes.job_rows(items, attempts, interrupted):
+                    if status in (None, row["status"]):
+                        yield row
+
+    async def failure_groups(self, job: str, limit: int) -> list[dict[str, Any]]:
+        """What failed rows say, the most frequent first: {"message", "rows", "first": an item}."""
+        rows = await self.all(
+            "SELECT last_error, count(*), (SELECT item FROM agent_job_items f WHERE f.job = i.job"
+            " AND f.row_index = min(i.row_index)) FROM agent_job_items i WHERE job = ? AND status = 'failed'"
+            " GROUP BY last_error ORDER BY count(*) DESC, min(row_index) LIMIT ?",
+            (job, limit),
+        )
+        return [{"message": message, "rows": count, "first": first} for message, count, first in rows]
 
     async def failures(self, job: str, limit: int) -> list[dict[str, Any]]:
         """The first failed rows in row order: item_id, source_id, last_error."""

@@ -202,8 +202,19 @@ def job_with_details(
     used: dict[str, int] | None,
     spent: Spending,
 ) -> dict[str, Any]:
-    more = {"failed_item_errors": failures, "in_flight": state.running, "tokens": used, **_cost(spent)}
-    return {**job(state, now), **more}
+    paused = state.status == "paused"
+    return {
+        **job(state, now),
+        "failed_item_errors": failures,
+        "in_flight": state.running,
+        "tokens": used,
+        **_cost(spent),
+        "max_concurrency": state.concurrency,
+        "refused_reports": state.refused,
+        "paused_by": state.paused_by or None if paused else None,
+        "pause_reason": state.pause_reason or None if paused else None,
+        "cancelling_by": state.cancelling or None,
+    }
 
 
 def _pace(state: JobState, now: datetime) -> tuple[float | None, int | None]:
@@ -220,7 +231,8 @@ def _pace(state: JobState, now: datetime) -> tuple[float | None, int | None]:
     return round(state.done * 60 / seconds, 1), eta
 
 
-def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -> dict[str, Any]:
+def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -> list[dict[str, Any]]:
+    """Rows of `job rows --json`. `interrupted`: what was at work is no more, its engine has ended."""
     tried: dict[str, list[dict[str, Any]]] = {}
     for item, attempt, worker, status, error, started_at, ended_at, used in attempts:
         shown = "interrupted" if interrupted and status == "running" else status
@@ -235,7 +247,7 @@ def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -
                 "tokens": json.loads(used)["total"] if used else None,
             }
         )
-    rows = [
+    return [
         {
             "item_id": item,
             "row_index": row_index,
@@ -247,4 +259,3 @@ def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -
         }
         for item, row_index, source_id, status, result, error in items
     ]
-    return {"rows": rows}

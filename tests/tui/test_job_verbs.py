@@ -26,7 +26,19 @@ JOB = (
     *("pending_items", "skipped_items", "rate_per_minute", "eta_seconds", "input_path", "output_csv_path"),
     *("created_at", "last_error"),
 )
-DETAILS = (*JOB, "failed_item_errors", "in_flight", "tokens", "cost", "cost_partial")
+DETAILS = (
+    *JOB,
+    "failed_item_errors",
+    "in_flight",
+    "tokens",
+    "cost",
+    "cost_partial",
+    "max_concurrency",
+    "refused_reports",
+    "paused_by",
+    "pause_reason",
+    "cancelling_by",
+)
 LINE = re.compile(
     r"job [0-9a-f]{8} (\[[#-]+\] )?(?P<done>\d+)/(?P<total>\d+) \d+% ✗(?P<failed>\d+) ◍\d+ ◌\d+"
     r"( (?P<rate>[\d.]+)/min)?( eta (?P<eta>\w+))?"

@@ -106,7 +106,7 @@ async def test_a_death_uses_up_no_attempt_but_a_failure_does(room: Room) -> None
         assert len(room.workers) == 3
         [row] = (await room.stored(job)).values()
         assert (row.status, row.attempt) == ("failed", 2)
-        attempts = (await room.store.reader.job_rows(job))["rows"][0]["attempts"]
+        attempts = [row async for row in room.store.reader.job_rows(job)][0]["attempts"]
         assert [(a["attempt"], a["status"]) for a in attempts] == [
             (1, "failed"),
             (2, "interrupted"),

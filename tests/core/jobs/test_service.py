@@ -62,6 +62,11 @@ async def test_the_summary_is_what_job_show_prints(room: Room) -> None:
         "tokens": None,
         "cost": None,
         "cost_partial": False,
+        "max_concurrency": 16,
+        "refused_reports": 0,
+        "paused_by": None,
+        "pause_reason": None,
+        "cancelling_by": None,
     }
 
 

@@ -130,7 +130,8 @@ async def test_a_home_without_a_store_is_empty(tmp_path: Path) -> None:
         async with Reader.open(home) as reader:
             assert await reader.sessions() == {"sessions": []}
             assert await reader.jobs() == {"jobs": []}
-            for ask in (reader.tree, reader.show, reader.job, reader.job_rows):
+            asks = (reader.tree, reader.show, reader.job, lambda ref, of=reader: anext(of.job_rows(ref)))
+            for ask in asks:
                 with pytest.raises(NotFound, match="'0190' in the store"):
                     await ask("0190")
     assert os.listdir(tmp_path) == []
@@ -242,13 +243,13 @@ async def test_a_job_whose_owner_died_is_paused_and_its_rows_wait(tmp_path: Path
         assert (found["status"], found["running_items"], found["pending_items"]) == ("paused", 0, 2)
         assert found["last_error"] == "its engine ended before the job did"
         assert (found["rate_per_minute"], found["eta_seconds"]) == (None, None)
-        answer = await reader.job_rows(JOB[:4])
-        assert [(r["item_id"], r["status"], r["result"]) for r in answer["rows"]] == [
+        rows = [row async for row in reader.job_rows(JOB[:4])]
+        assert [(r["item_id"], r["status"], r["result"]) for r in rows] == [
             ("row-0", "completed", {"lines": 1}),
             ("row-1", "pending", None),
             ("row-2", "pending", None),
         ]
-        [attempt] = answer["rows"][1]["attempts"]
+        [attempt] = rows[1]["attempts"]
         assert (attempt["worker"], attempt["status"], attempt["tokens"]) == ("w1", "interrupted", None)
         assert (await reader.sessions())["sessions"][0]["status"] == "interrupted"
 
