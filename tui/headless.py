@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from core.channel.client import Client
 from core.config import Settings
 from core.domain.commands import Decide, Reply, ResumeSwarm, StartSwarm
-from core.domain.events import AnyEvent, ApprovalRequested, encode
+from core.domain.events import AnyEvent, ApprovalRequested, TurnInterrupted, encode
 from core.domain.state import SwarmState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
@@ -36,6 +36,8 @@ class Outcome:
     message: str = ""
     spent: str | None = None
     """What the budget said, if it stopped the run."""
+    stopped: set[str] = field(default_factory=set)
+    """Agents whose turn it ended in this run."""
 
 
 def run(
@@ -77,6 +79,7 @@ async def _run(
         tell = _teller(view, mode)
         if approve:
             tell = _approving(client, outcome.swarm, tell)
+        tell = _noting(outcome, tell)
         # What goes on in a swarm that is resumed does so from the reply on: a root without a task never ends.
         resumed = isinstance(command, ResumeSwarm)
         over = _at_rest if resumed else SwarmState.quiet
@@ -144,6 +147,17 @@ def _approving(client: Client, swarm: str, tell: Tell) -> Tell:
     return tell_and_decide
 
 
+def _noting(outcome: Outcome, tell: Tell) -> Tell:
+    """Notes whom the budget stops in this run: what stopped an earlier one is no reason to end like it."""
+
+    async def tell_and_note(event: AnyEvent) -> None:
+        await tell(event)
+        if isinstance(event, TurnInterrupted) and event.by == "budget" and event.agent is not None:
+            outcome.stopped.add(event.agent)
+
+    return tell_and_note
+
+
 def _at_rest(state: SwarmState) -> bool:
     return not state.active()
 
@@ -152,7 +166,7 @@ def _judge(state: SwarmState, outcome: Outcome) -> int:
     root = state.agents.get(outcome.thread)
     if root is None:
         raise exits.Quit(exits.ERROR, f"swarm {outcome.swarm} has lost its root")
-    outcome.spent = spent.stopped(state)
+    outcome.spent = spent.stopped(state, outcome.stopped)
     if root.status == "idle" and state.jobs:  # a root that only holds a job (decision 30)
         return _judge_jobs(state, outcome)
     if root.status == "idle":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from core.domain.state import SwarmState
 from tui.farewell import short_id
@@ -13,14 +14,19 @@ _LIMIT = re.compile(
 )
 
 
-def stopped(state: SwarmState) -> str | None:
-    """What the budget said when it stopped a swarm: its root, a job, or agents for which nobody else can do
-    anything. None if it did not."""
+def stopped(state: SwarmState, lately: Collection[str]) -> str | None:
+    """What the budget said when it stopped a swarm: its root, or agents for which nobody else can do anything
+    and which are among `lately`. None if it did not."""
     root = state.agents.get(state.root or "")
     if root is not None and root.spent is not None:
         return root.spent
     return next(
-        (agent.spent for agent in state.agents.values() if agent.spent_all and agent.job is None), None
+        (
+            agent.spent
+            for agent in state.agents.values()
+            if agent.spent_all and agent.job is None and agent.thread in lately
+        ),
+        None,
     )
 
 
@@ -31,13 +37,18 @@ def paused(state: SwarmState) -> str:
 
 
 def way_on(swarm: str, sentence: str) -> str:
-    """The command that goes on, with twice the limit that `sentence` names, or more if that is not enough."""
+    """The command that goes on, with the limit raised that `sentence` names."""
+    return f"watchroom resume {short_id(swarm)}{larger(sentence)}"
+
+
+def larger(sentence: str) -> str:
+    """The option, after a blank, that sets twice the limit that `sentence` names, or more if that is not
+    enough; nothing if it names none."""
     found = _LIMIT.match(sentence)
-    again = f"watchroom resume {short_id(swarm)}"
     if found is None:
-        return again
+        return ""
     limit, used, needed = (float(number.replace(",", "")) for number in found.groups()[1:])
     enough = 2 * limit
     while enough < used + 2 * needed:
         enough *= 2
-    return f"{again} -c {found[1]}={int(enough) if enough.is_integer() else round(enough, 4)}"
+    return f" -c {found[1]}={int(enough) if enough.is_integer() else round(enough, 4)}"

@@ -56,6 +56,44 @@ def test_exec_at_its_budget(shell: Shell) -> None:
     assert '"All of it."' in again.out
 
 
+TEAM = """
+[[agents]]
+path = "/root"
+closing = "All of it."
+[[agents.steps]]
+[[agents.steps.calls]]
+name = "spawn_agent"
+arguments = { task_name = "one", message = "Do the one thing." }
+[[agents.steps.calls]]
+name = "spawn_agent"
+arguments = { task_name = "two", message = "Do the other thing." }
+[[agents.steps]]
+[[agents.steps.calls]]
+name = "wait_agent"
+arguments = { targets = ["one", "two"], mode = "all" }
+[[agents]]
+path = "/root/*"
+[[agents.steps]]
+[[agents.steps.calls]]
+name = "exec_command"
+arguments = { cmd = "ls" }
+[[agents.steps]]
+[[agents.steps.calls]]
+name = "exec_command"
+arguments = { cmd = "pwd" }
+"""
+
+
+def test_what_stopped_an_earlier_run_does_not_stop_the_next(shell: Shell) -> None:
+    """The root goes on and answers; that its agents were stopped before is what it was told."""
+    (shell.home.parent / "script.toml").write_text(TEAM)
+    ran = shell("exec", "go", *on_script(shell), "-c", "budget.tokens=20000")
+    assert ran.code == exits.BUDGET, ran.err
+    again = shell(*way_on(ran.err), *on_script(shell), "--plain")
+    assert (again.code, again.err) == (exits.OK, "")
+    assert "root says All of it." in again.out
+
+
 def test_exec_for_money_without_a_price(shell: Shell) -> None:
     said = shell.refused(exits.USAGE, "exec", "go", *on_script(shell), "-c", "budget.cost=1.0")
     assert "has no price: set input and output" in said
