@@ -197,13 +197,18 @@ class _Screen:
         if answer and self.expected:
             self.expected -= 1
             return
+        self.weigh(size)
+        self._messages += 1
+        if self._messages > FLOOD_MESSAGES:
+            raise McpError(f"it flooded us with more than {FLOOD_MESSAGES:,} messages in {FLOOD_SECONDS:g} s")
+
+    def weigh(self, size: int) -> None:
+        """Take note of bytes, whatever they are."""
         now = self._clock.monotonic()
         share = (now - self._at) / FLOOD_SECONDS
         self._at = now
-        self._messages = max(self._messages - share * FLOOD_MESSAGES, 0) + 1
+        self._messages = max(self._messages - share * FLOOD_MESSAGES, 0)
         self._bytes = max(self._bytes - share * FLOOD_BYTES, 0) + size
-        if self._messages > FLOOD_MESSAGES:
-            raise McpError(f"it flooded us with more than {FLOOD_MESSAGES:,} messages in {FLOOD_SECONDS:g} s")
         if self._bytes > FLOOD_BYTES:
             raise McpError(
                 f"it flooded us with more than {FLOOD_BYTES // 1_000_000} MB in {FLOOD_SECONDS:g} s"
@@ -314,7 +319,10 @@ CONNECT_SECONDS = 30.0
 async def over_http(url: str, clock: Clock, lost: Lost, refused: Lost) -> AsyncIterator[Streams]:
     """A transport to a URL. `refused` is told why the server will not have us at all."""
 
+    screen = _Screen(clock)
+
     async def look(response: httpx2.Response) -> None:
+        screen.expected += response.request.method == "POST"
         if response.status_code in (401, 403):
             refused(
                 f"it asks for a login (HTTP {response.status_code}), and neither OAuth nor another login"
@@ -325,6 +333,9 @@ async def over_http(url: str, clock: Clock, lost: Lost, refused: Lost) -> AsyncI
             raise McpError("a compressed answer")
         if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
             response.stream = _Capped(response.stream)
+        elif response.request.method == "GET":
+            # It belongs to no call whose time limit would end it.
+            response.stream = _Metered(response.stream, screen, lost)
 
     # Calls have their own time limit, and a stream of notices may be silent for days.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
@@ -336,7 +347,7 @@ async def over_http(url: str, clock: Clock, lost: Lost, refused: Lost) -> AsyncI
             streamable_http_client(url, http_client=http, max_sse_event_size=MAX_LINE) as (source, outgoing),
             asyncio.TaskGroup() as pumps,
         ):
-            pump = pumps.create_task(_relay(source, deliver, _Screen(clock), lost))
+            pump = pumps.create_task(_relay(source, deliver, screen, lost))
             try:
                 yield incoming, outgoing
             finally:
@@ -347,17 +358,37 @@ async def _relay(source: Any, deliver: Any, screen: _Screen, lost: Lost) -> None
     with deliver:
         try:
             async for item in source:
-                if isinstance(item, SessionMessage):
-                    # Answers come one to a request of ours here, so none is unasked.
-                    if not _is_answer(item):
-                        screen.count(0)
-                    item = _stripped(item)
-                await deliver.send(item)
+                known = isinstance(item, SessionMessage)
+                screen.count(0, answer=known and _is_answer(item))
+                await deliver.send(_stripped(item) if known else item)
             lost(CLOSED)
         except McpError as why:
             lost(str(why))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return  # nobody listens any more: the connection is being closed
+
+
+class _Metered(httpx2.AsyncByteStream):
+    """The body of a stream of notices, which has no end: as much as no flood is. What becomes of its bytes is
+    unknown here, and much of what a server can write becomes no message."""
+
+    def __init__(self, body: Any, screen: _Screen, lost: Lost) -> None:
+        self._body = body
+        self._screen = screen
+        self._lost = lost
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._body:
+            try:
+                self._screen.weigh(len(chunk))
+            except McpError as why:
+                # The package would only connect again.
+                self._lost(str(why))
+                raise httpx2.StreamError(str(why)) from None
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
 
 
 class _Capped(httpx2.AsyncByteStream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -164,6 +165,44 @@ async def test_a_flood_of_notices_ends_the_connection(mcp: Fixture) -> None:
             " it is not restarted while the swarm runs"
         )
         assert (await mcp.until("ended")).detail.startswith("it flooded us")
+
+
+class Talker(Server):
+    """Has a stream of notices too, on which it says the same for ever."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__()
+        self.said = (said * 100).encode()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method != "GET":
+            answer = await super().handle(request)
+            answer.headers["mcp-session-id"] = "one"
+            return answer
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await stream.write(self.said)
+        return stream
+
+
+@pytest.mark.parametrize(
+    ("said", "much"),
+    [
+        ('event: message\ndata: {"jsonrpc": "2.0", "id": 7777, "result": {}}\n\n', "2,000 messages"),
+        ("event: message\ndata: {\n\n", "2,000 messages"),
+        (f": {'x' * 200}\n\n", "16 MB"),
+        (f"event: other\ndata: {'x' * 200}\n\n", "16 MB"),
+    ],
+    ids=["answers to nothing", "no messages", "comments", "unknown events"],
+)
+async def test_a_stream_that_floods_ends_the_connection(mcp: Fixture, said: str, much: str) -> None:
+    async with (
+        serving(Talker(said).handle) as url,
+        mcp.running({"web": McpSettings(url=url)}, clock=FakeClock()),
+    ):
+        assert (await mcp.until("ended")).detail == f"it flooded us with more than {much} in 10 s"
 
 
 async def test_a_compressed_answer_is_not_unpacked(mcp: Fixture) -> None:
