@@ -23,6 +23,7 @@ from core.engine.models import ModelPool
 from core.engine.servers import SwarmServers
 from core.engine.setup import environment_of
 from core.engine.workers import JobWorkers
+from core.jobs.asking import asking_tools
 from core.jobs.service import JobService
 from core.jobs.tools import SpawnAgentsOnCsv
 from core.safety.redact import Redactor
@@ -164,5 +165,5 @@ def _tools(hosted: Hosted, spec: AgentSpec) -> list[Tool]:
     if config.subagents:
         tools += control_tools(hosted.swarm)
     if hosted.settings.jobs.enabled and depth(spec.path) < config.limits.max_depth:
-        tools.append(SpawnAgentsOnCsv(hosted.jobs))
+        tools += [SpawnAgentsOnCsv(hosted.jobs), *asking_tools(hosted.jobs, config.limits)]
     return tools

@@ -78,6 +78,8 @@ class JobRunner:
         self._cancelled_by: str | None = None
         self._unpaid: dict[str, str] = {}
         """Workers that the budget stopped, and what it said: their rows go back to the queue."""
+        self.detached = False
+        """Whoever waited for it in a call does so no more: the owner is told, and not woken."""
         self._ending = False
         self.over = False
         """It looks at nothing any more."""
@@ -336,7 +338,7 @@ class JobRunner:
         """Whether the job is over: not, if it would be completed with rows left to do."""
         plan = self.plan
         told: list[e.Event] = []
-        if plan.tell_owner:
+        if plan.tell_owner or self.detached:
             job = self._store.state(plan.swarm).jobs[plan.job]
             told.append(
                 e.MailQueued(
@@ -345,7 +347,7 @@ class JobRunner:
                     author=f"job {plan.job[:8]}",
                     kind="MESSAGE",
                     text=ended_message(job, status, error),
-                    trigger=True,
+                    trigger=plan.tell_owner,
                 )
             )
         ended = await self._store.jobs.end(plan.swarm, plan.job, status, error, by, told=told)

@@ -16,9 +16,10 @@ from core.config import JobsSettings
 from core.domain.commands import RunJob
 from core.domain.events import JobCreated, Notice
 from core.domain.ids import job_uuid
+from core.domain.state import JobState
 from core.domain.status import Spending, Usage
 from core.jobs.errors import ExportError, JobInputError
-from core.jobs.export import check_output
+from core.jobs.export import check_output, export_csv
 from core.jobs.runner import JobPlan, JobRunner
 from core.jobs.schema import check_schema
 from core.jobs.table import Table, read_table
@@ -126,7 +127,7 @@ def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJo
     if request.output_path is not None:
         output = resolve(request.output_path, request.cwd, inside=request.inside)
     elif request.auto_export:
-        output = source.with_name(f"{source.stem}.agent-job-{job[:8]}.csv")
+        output = default_output(source, job)
     if output is not None:
         try:
             check_output(output, source)
@@ -187,33 +188,47 @@ class JobService:
         """
         return await self.launch(owner, await check_request(request, self.settings, self.slots))
 
-    async def launch(self, owner: str, checked: CheckedJob) -> str:
+    async def launch(self, owner: str, checked: CheckedJob, *, tell_owner: bool = False) -> str:
         """Store and start a job that `check_request` has passed. Cancelling the call stops neither: there is
-        no moment at which a job is stored that nobody will run."""
+        no moment at which a job is stored that nobody will run. `tell_owner`: it gets mail when the job ends,
+        for it does not wait."""
         if self._closed:
             raise JobInputError("the swarm is ending; no job is started")
         self._workers.check_role(checked.request.role)
         self._workers.check_room()
-        runner = JobRunner(_plan(self.swarm, owner, checked), self._store, self._workers, self._clock)
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        plan = _plan(self.swarm, owner, checked, tell_owner=tell_owner)
+        runner = JobRunner(plan, self._store, self._workers, self._clock)
+        stored: asyncio.Future[JobInputError | None] = asyncio.get_running_loop().create_future()
         self._runners[checked.job] = runner
         self._notes[checked.job] = checked.notes
         task = self._group.create_task(self._job(owner, [checked], runner, stored), name=f"job {checked.job}")
         self._tasks[checked.job] = task
         task.add_done_callback(self._moves)
-        first: set[asyncio.Future[None]] = {task, stored}
+        first: set[asyncio.Future[Any]] = {task, stored}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not stored.done():
             if task.cancelled():
                 raise JobInputError("the swarm is ending; no job is started")
             task.result()  # raises what kept it from being stored
+        elif (problem := stored.result()) is not None:
+            raise problem
         return checked.job
 
     async def _job(
-        self, owner: str, checked: list[CheckedJob], runner: JobRunner, stored: asyncio.Future[None]
+        self,
+        owner: str,
+        checked: list[CheckedJob],
+        runner: JobRunner,
+        stored: asyncio.Future[JobInputError | None],
     ) -> None:
-        # Taken out of its box: a job that runs for hours must not hold its table in memory.
-        await self._create(owner, checked.pop())
+        try:
+            # Taken out of its box: a job that runs for hours must not hold what it was made of.
+            await self._create(owner, checked.pop())
+        except JobInputError as error:
+            # The input was changed after it was checked. That is nothing for the group that runs the jobs.
+            self._runners.pop(runner.plan.job, None)
+            stored.set_result(error)
+            return
         stored.set_result(None)
         await runner.run()
 
@@ -309,6 +324,41 @@ class JobService:
         """Something happened to a job: those who wait look again."""
         self._moved.set()
         self._moved = asyncio.Event()
+
+    def find(self, ref: str) -> str:
+        """A job of this swarm by its id, a unique beginning of it, or its name. Raises JobInputError."""
+        jobs = self._store.state(self.swarm).jobs
+        if ref in jobs:
+            return ref
+        found = [job.job for job in jobs.values() if ref and (job.name == ref or job.job.startswith(ref))]
+        if len(found) == 1:
+            return found[0]
+        shown = shorten(clean_line(ref), 60)
+        if not found:
+            raise JobInputError(f"there is no job {shown} in this swarm")
+        raise JobInputError(f"{shown} stands for {len(found)} jobs of this swarm; give more of the id")
+
+    def state(self, job: str) -> JobState:
+        """A job of this swarm as it stands. Raises KeyError."""
+        return self._store.state(self.swarm).jobs[job]
+
+    def detach(self, job: str) -> None:
+        """Nobody waits for it any more: its owner finds a message about its end, which does not wake it."""
+        if (runner := self._running(job)) is not None:
+            runner.detached = True
+
+    async def export(self, job: str, output: Path) -> None:
+        """Write a job's CSV as it stands. Raises ExportError."""
+        stored = await self._store.jobs.stored(job)
+        rows = await export_csv(
+            lambda: self._store.jobs.rows(job),
+            job=job,
+            headers=json.loads(stored.headers),
+            output=output,
+            source=Path(stored.input_path),
+            raw=bool(stored.raw),
+        )
+        await self._store.jobs.exported(self.swarm, job, str(output), rows)
 
     async def run(self, owner: str, request: JobRequest) -> dict[str, Any]:
         """Create a job, run it to its end, and return its summary."""
@@ -414,7 +464,9 @@ class JobService:
             await asyncio.wait(tasks)
 
     def error(self, job: str) -> str | None:
-        """What went wrong with a job as a whole: its runner or its CSV, not its rows."""
+        """What keeps a job as a whole: its pause, its runner or its CSV, not its rows."""
+        if (state := self.state(job)).status == "paused":
+            return state.pause_reason or f"paused by {state.paused_by}"
         runner = self._runners.get(job)
         return runner.error if runner is not None else None
 
@@ -437,7 +489,7 @@ class JobService:
         return shapes.job_with_details(found, self._clock.now(), failures, shapes.tokens(tokens), spent)
 
 
-def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
+def _plan(swarm: str, owner: str, checked: CheckedJob, *, tell_owner: bool) -> JobPlan:
     request = checked.request
     return JobPlan(
         swarm=swarm,
@@ -454,6 +506,7 @@ def _plan(swarm: str, owner: str, checked: CheckedJob) -> JobPlan:
         raw=request.raw,
         model=request.model,
         role=request.role,
+        tell_owner=tell_owner,
     )
 
 
@@ -477,6 +530,11 @@ def plan_of(swarm: str, stored: StoredJob, slots: int, *, tell_owner: bool) -> J
         role=stored.role,
         tell_owner=tell_owner,
     )
+
+
+def default_output(source: Path, job: str) -> Path:
+    """Where a job's CSV goes that was told no place: beside its input."""
+    return source.with_name(f"{source.stem}.agent-job-{job[:8]}.csv")
 
 
 def resolve(path: str, cwd: Path, *, inside: bool) -> Path:

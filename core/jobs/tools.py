@@ -1,4 +1,5 @@
-"""`spawn_agents_on_csv`: an agent maps a job over a file and gets the result when it has ended."""
+"""`spawn_agents_on_csv`: an agent maps a job over a file and gets the result when it has ended, or its id at
+once."""
 
 from __future__ import annotations
 
@@ -48,6 +49,10 @@ class SpawnOnCsvArgs(ToolArgs):
     auto_export: bool = Field(default=True, description="Write the CSV when the job has ended.")
     model: str | None = Field(default=None, description="Model of the workers.")
     agent_type: str | None = Field(default=None, description="Role of the workers.")
+    wait: bool = Field(
+        default=True,
+        description="false: answer with the job's id at once; a message tells you when the job has ended.",
+    )
 
 
 class SpawnAgentsOnCsv(Tool):
@@ -56,7 +61,7 @@ class SpawnAgentsOnCsv(Tool):
         "Run one job worker per row of a CSV file with the same instruction. This one call starts the job, "
         "waits until it has ended and writes a CSV: the input's columns, then each row's status and result. "
         "A worker hands in its result as a JSON object; a row without a report is a failure. Returns the "
-        "counts, the path of the CSV and the first errors."
+        "counts, the path of the CSV and the first errors. No other call is needed."
     )
     Args = SpawnOnCsvArgs
     category = "job"
@@ -75,13 +80,15 @@ class SpawnAgentsOnCsv(Tool):
         try:
             request = await self._request(args, ctx)
             checked = await check_request(request, service.settings, service.slots)
-            job = await service.launch(ctx.thread, checked)
+            job = await service.launch(ctx.thread, checked, tell_owner=not args.wait)
         except JobInputError as error:
             raise ToolError(str(error)) from None
         rows = len(checked.table.rows)
         label = f"job {job[:8]}"
         text = f"{label}: {rows} rows of {checked.input_path.name}, {checked.concurrency} side by side"
         await ctx.emit(source=SOURCE, status="started", text="; ".join([text, *checked.notes]))
+        if not args.wait:
+            return self._output(await service.summary(job), None, checked.notes)
         try:
             async with ctx.blocked("job", f"{label}, {rows} rows"):
                 summary = await service.wait(job)
@@ -90,6 +97,8 @@ class SpawnAgentsOnCsv(Tool):
         except asyncio.CancelledError:
             if service.settings.on_interrupt == "cancel":
                 await service.cancel(job, by=ctx.path)
+            else:
+                service.detach(job)
             raise
         output = self._output(summary, service.error(job), service.notes(job))
         await ctx.emit(source=SOURCE, status=summary["status"], text=_said(summary))

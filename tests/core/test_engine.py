@@ -302,7 +302,7 @@ async def test_settings_reach_the_swarm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "present", "absent"),
     [
-        ({"agents": {"enabled": False}}, "exec_command, spawn_agents_on_csv", "spawn_agent"),
+        ({"agents": {"enabled": False}}, "exec_command, export_agent_job_csv", "spawn_agent"),
         ({"jobs": {"enabled": False}}, "exec_command, followup_task", "spawn_agents_on_csv"),
         ({"agents": {"max_depth": 0}}, "exec_command, followup_task", "spawn_agents_on_csv"),
     ],

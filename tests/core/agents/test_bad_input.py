@@ -64,6 +64,10 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "close_agent": [{}, {"target": {}}, {"target": "/root/kid", "force": True}],
     "resume_agent": [{}, {"target": 3}, {"target": "/root/kid", "deep": True}],
     "spawn_agents_on_csv": [{}, {"csv_path": 3}, {"csv_path": "none.csv", "instruction": "x"}, {"rows": []}],
+    "run_agent_job": [{}, {"job_id": 3}, {"job_id": "none"}, {"job_id": ""}, {"job_id": "x", "force": True}],
+    "get_agent_job_status": [{}, {"job_id": []}, {"job_id": "none"}, {"job": "none"}],
+    "wait_agent_job": [{}, {"job_id": "none"}, {"job_id": "x", "timeout_ms": 0}, {"job_id": "x", "a": 1}],
+    "export_agent_job_csv": [{}, {"job_id": "none"}, {"job_id": "x", "output_csv_path": 3}, {"path": "x"}],
     "exec_command": [{}, {"cmd": 3}, {"cmd": "ls", "sudo": True}],
 }
 NOBODY = (

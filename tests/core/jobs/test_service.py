@@ -300,7 +300,7 @@ async def test_the_instruction_may_be_a_file(room: Room, service: JobService) ->
         ({"csv_path": "in.csv", "instruction_path": "none.md"}, "cannot be read"),
         ({"csv_path": "in.csv", "instruction": "a", "output_csv_path": "/tmp/x.csv"}, "leads out of"),
         ({"csv_path": "in.csv", "instruction": "{x}"}, "the columns are: n, word"),
-        ({"csv_path": "in.csv", "instruction": "a", "wait": False}, "wait"),
+        ({"csv_path": "in.csv", "instruction": "a", "wait": "later"}, "wait"),
         ({"csv_path": "in.csv", "instruction": "a", "max_concurrency": 0}, "greater than or equal to 1"),
         ({"csv_path": "in.csv", "instruction": "a", "max_concurrency": 1, "max_workers": 2}, "max_workers"),
     ],
@@ -330,6 +330,7 @@ def test_what_the_model_is_shown() -> None:
         "auto_export",
         "model",
         "agent_type",
+        "wait",
     }
     assert definition["parameters"]["required"] == ["csv_path"]
 
