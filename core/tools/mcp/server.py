@@ -341,6 +341,9 @@ class McpServer:
             return self._declined(said, "opening a page for a server is not supported")
         if self._elicit is None:
             return self._declined(said, NOBODY)
+        if self._quiet.is_set():
+            # Nobody sees a question that is withdrawn at once, nor reads of thousands in the journal.
+            return self._declined(said, NO_CALL)
         if not all(is_clean(key) for key in _keys(schema)):
             return self._declined(said, "its form has field names that cannot be shown")
         if self._asking >= MAX_QUESTIONS:

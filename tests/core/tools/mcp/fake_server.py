@@ -60,6 +60,7 @@ def text(*parts: str, **more: object) -> dict:
 
 
 cancelled: list = []
+answered: list = []
 wanted: dict = {}
 
 
@@ -195,6 +196,7 @@ CALLS = {
     "change": change,
     "env": lambda number, arguments, meta: text(json.dumps({"env": dict(os.environ), "cwd": os.getcwd()})),
     "cancelled": lambda number, arguments, meta: text(json.dumps(cancelled)),
+    "answered": lambda number, arguments, meta: text(json.dumps(answered)),
     "garbage": garbage,
 }
 TOOLS = [tool(name, reads=name != "write") for name in CALLS]
@@ -217,6 +219,11 @@ def request(message: dict) -> None:
             send({"id": number, "result": {"tools": [], "nextCursor": "more"}})
         elif BEHAVIOUR == "wrong_list":
             send({"id": number, "result": {"tools": [tool("array", schema={"type": "array"}), {"name": 7}]}})
+        elif BEHAVIOUR == "curious":
+            for index in range(10):
+                params = {"message": "who are you?", "requestedSchema": {"type": "object", "properties": {}}}
+                send({"id": f"curious-{index}", "method": "elicitation/create", "params": params})
+            send({"id": number, "result": {"tools": TOOLS}})
         elif BEHAVIOUR == "dies_listing":
             sys.exit("no tools today")
         else:
@@ -248,6 +255,8 @@ def main() -> None:
             request(message)
         elif message.get("method") == "notifications/cancelled":
             cancelled.append(message["params"])
+        elif str(message.get("id")).startswith("curious"):
+            answered.append(message["result"])
         elif message.get("id") in wanted:
             reply = message.get("result") or message["error"]["message"]
             send({"id": wanted.pop(message["id"]), "result": text(json.dumps(reply))})

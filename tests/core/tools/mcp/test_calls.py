@@ -288,6 +288,21 @@ async def test_a_question_is_asked_and_the_time_for_it_does_not_count(mcp: Fixtu
     assert question.schema["properties"] == {"name": {"type": "string", "description": "its name"}}
 
 
+async def test_a_question_that_belongs_to_no_call_is_never_asked(mcp: Fixture) -> None:
+    asked: list[Question] = []
+
+    async def elicit(question: Question) -> Reply:
+        asked.append(question)
+        return Reply(action="accept")
+
+    async with mcp.running({"s": fake("curious")}, elicit=elicit):
+        answers: list[Any] = []
+        while len(answers) < 10:
+            answers = json.loads((await mcp.call("s__answered")).text)
+    assert asked == []
+    assert answers == [{"action": "decline"}] * 10
+
+
 async def test_an_operator_may_decline_and_a_page_is_never_opened(mcp: Fixture) -> None:
     async def elicit(question: Question) -> Reply:
         return Reply(action="cancel")
