@@ -11,7 +11,15 @@ from typing import Literal
 from core.channel.client import Client
 from core.config import Settings
 from core.domain.commands import Decide, Reply, ResumeSwarm, StartSwarm
-from core.domain.events import AnyEvent, ApprovalRequested, TurnInterrupted, encode
+from core.domain.events import (
+    AnyEvent,
+    ApprovalRequested,
+    JobEnded,
+    JobPaused,
+    JobStarted,
+    TurnInterrupted,
+    encode,
+)
 from core.domain.state import SwarmState
 from core.safety.text import clean, clean_line
 from core.view.swarm import SwarmView
@@ -24,6 +32,8 @@ from tui.setup import Connect, glyphs_fit
 
 Mode = Literal["json", "headless", "plain"]
 """json: events on stdout. headless: progress on stderr, the answer on stdout. plain: every line on stdout."""
+OUT_OF_MEANS = ("budget", "quota")
+"""Who pauses a job that a resume goes on with by itself."""
 
 
 @dataclass
@@ -38,6 +48,8 @@ class Outcome:
     """What the budget said, if it stopped the run."""
     stopped: set[str] = field(default_factory=set)
     """Agents whose turn it ended in this run."""
+    moved: set[str] = field(default_factory=set)
+    """Jobs that were started, paused or ended in this run."""
 
 
 def run(
@@ -80,9 +92,9 @@ async def _run(
         if approve:
             tell = _approving(client, outcome.swarm, tell)
         tell = _noting(outcome, tell)
-        # What goes on in a swarm that is resumed does so from the reply on: a root without a task never ends.
+        # A root without a task never ends, so of a swarm that is resumed only what goes on is waited for.
         resumed = isinstance(command, ResumeSwarm)
-        over = _at_rest if resumed else SwarmState.quiet
+        over = (lambda state: _at_rest(state, outcome)) if resumed else SwarmState.quiet
         await until_quiet(client, outcome.swarm, view, tell, over, after=after)
         return _judge(view.state, outcome)
 
@@ -148,18 +160,22 @@ def _approving(client: Client, swarm: str, tell: Tell) -> Tell:
 
 
 def _noting(outcome: Outcome, tell: Tell) -> Tell:
-    """Notes whom the budget stops in this run: what stopped an earlier one is no reason to end like it."""
+    """Notes whom the budget stops and which jobs move in this run."""
 
     async def tell_and_note(event: AnyEvent) -> None:
         await tell(event)
         if isinstance(event, TurnInterrupted) and event.by == "budget" and event.agent is not None:
             outcome.stopped.add(event.agent)
+        elif isinstance(event, JobStarted | JobPaused | JobEnded):
+            outcome.moved.add(event.job)
 
     return tell_and_note
 
 
-def _at_rest(state: SwarmState) -> bool:
-    return not state.active()
+def _at_rest(state: SwarmState, outcome: Outcome) -> bool:
+    """Whether nothing goes on. A job that was out of means is tried again, shortly after the resume."""
+    waits = (job for job in state.jobs.values() if job.status == "paused" and job.paused_by in OUT_OF_MEANS)
+    return not state.active() and all(job.job in outcome.moved for job in waits)
 
 
 def _judge(state: SwarmState, outcome: Outcome) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core.store.jobs import JobStore
 from tests.tui.engine_process import engine_with_swarm
 from tests.tui.shell import Shell
 from tui import exits, spent
@@ -125,6 +128,29 @@ def test_a_job_at_its_budget_keeps_its_rows(shell: Shell, tmp_path: Path) -> Non
         exported = list(csv.DictReader(file))
     assert [row["status"] for row in exported] == ["completed"] * 12
     assert {row["attempt_count"] for row in exported} == {"1"}
+
+
+def test_a_job_that_is_slow_to_go_on_is_waited_for(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine accepts the resume before it has started the job again: that is not the end."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("name\n" + "".join(f"n{n}\n" for n in range(6)))
+    output = tmp_path / "out.csv"
+    job = ("job", "run", rows, "--instruction", "Do {name}.", "--output", output)
+    ran = shell(*job, *on_script(shell), "-c", "budget.tokens=9000")
+    assert ran.code == exits.BUDGET, ran.err
+    start = JobStore.start
+
+    async def slowly(*args: Any, **more: Any) -> Any:
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        return await start(*args, **more)
+
+    monkeypatch.setattr(JobStore, "start", slowly)
+    again = shell(*way_on(ran.err), *on_script(shell), "--json")
+    assert again.code == exits.OK, again.err
+    assert output.exists()
 
 
 def test_the_way_on_is_enough() -> None:
