@@ -308,7 +308,7 @@ class Agent:
     async def run(self) -> None:
         try:
             while self._closing is None:
-                if self.initializing and self._interruption is None:
+                if self.initializing and self._interruption is None and not self.swarm.ending:
                     await self.startup.first()
                     continue
                 if not self._next_is_due():

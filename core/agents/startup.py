@@ -106,7 +106,8 @@ class Startup:
 
     async def first(self) -> str | None:
         """Start up, and record that the agent is ready or why it is not; returns that reason. Nothing is
-        recorded for one that is closed or interrupted meanwhile: a late failure is silent."""
+        recorded for one that is closed or interrupted meanwhile: a late failure is silent. So is one of a
+        swarm that ends: what ends the swarm may have ended the servers, and its next engine starts anew."""
         agent = self._agent
         if self._at_once():
             await agent.swarm.append([e.AgentReady(agent=agent.thread)])
@@ -123,7 +124,7 @@ class Startup:
                 task.cancel()
                 await asyncio.wait({task})
         error = None if task.cancelled() else task.exception()
-        if agent.stopping:
+        if agent.stopping or (agent.swarm.ending and (task.cancelled() or error is not None)):
             return None
         if not task.cancelled() and error is None:
             seconds = round(agent.swarm.clock.monotonic() - began, 3)

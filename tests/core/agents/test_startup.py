@@ -19,7 +19,7 @@ from core.agents.startup import StartupError
 from core.domain import commands as c
 from core.domain import events as e
 from core.domain.state import SwarmState
-from core.tools.base import Tool
+from core.tools.base import Tool, ToolContext, ToolOutput
 from tests.clock import FakeClock, settle
 from tests.core.agents.scenarios import call, step
 from tests.core.agents.stage import WAIT, Gate, Stage, Tick, outputs, passes
@@ -480,6 +480,40 @@ async def test_a_swarm_that_ends_does_not_wait_for_start_ups(later: Later, slow:
         await slow.begun("/root/b", 2)
         slow.ends("/root/b")
         await two.until(swarm, is_("/root/b", "completed"))
+
+
+class Dying(Tick):
+    """A call at whose end the start-up of an agent fails: whatever ends the swarm ends servers, too."""
+
+    name = "dying"
+
+    def __init__(self, slow: Slow) -> None:
+        super().__init__()
+        self._slow = slow
+        self.entered = asyncio.Event()
+
+    async def run(self, args: Any, ctx: ToolContext) -> ToolOutput:
+        self.entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._slow.ends("/root/a", StartupError(DOWN))
+            await settle()
+        raise AssertionError
+
+
+async def test_a_failure_while_the_swarm_ends_is_silent(stage: Stage, later: Later, slow: Slow) -> None:
+    stage.tools.append(dying := Dying(slow))
+    async with later.first(team(step(spawn()), step(call("dying")))) as (_, swarm, _):
+        await slow.begun("/root/a")
+        await dying.entered.wait()
+    assert slow.cancelled == []
+    async with later.second(team(step(text="again")), swarm, home="home") as two:
+        assert two.at(swarm, "/root/a").status == "pending_init"
+        await slow.begun("/root/a", 2)
+        slow.ends("/root/a")
+        await two.until(swarm, is_("/root/a", "completed"))
+        assert not [ev for ev in await journal(two.engine, swarm) if isinstance(ev, e.AgentFailed)]
 
 
 async def test_a_root_that_could_not_start_is_tried_again_by_the_next_engine(
