@@ -257,7 +257,7 @@ def dry_run(args: Namespace, command: RunJob) -> int:
     template = Template.parse(command.instruction, found.headers)
     if command.output_schema is not None:
         check_schema(command.output_schema)
-    first = found.rows[0]
+    first = found.first
     row = dict(zip(found.headers, first.values, strict=True))
     message = first_message(
         job="<job>", item=first.item, instruction=template.render(row), row=row, schema=command.output_schema
