@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from core.agents.budget import LEAST_OUTPUT, Budgets, BudgetSpent, Need
 from core.domain import events as e
@@ -92,6 +92,11 @@ class Machine(RuleBasedStateMachine):
         return [hold for name in AGENTS if (hold := self.budgets.held(name)) is not None]
 
     free = property(lambda self: [n for n in AGENTS if n not in self.tasks and not self.budgets.held(n)])
+
+    @initialize(tokens=st.integers(20_000, 80_000) | st.none())
+    def begin(self, tokens: int | None) -> None:
+        """Mostly so tight that a line comes about."""
+        self._commit(e.BudgetSet(budget=Budget(tokens=tokens), by="operator"))
 
     @precondition(lambda self: self.free)
     @rule(

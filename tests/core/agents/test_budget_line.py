@@ -28,6 +28,9 @@ class Ledger:
         self.told: list[str] = []
         """Who was told that there is a line."""
         self.tasks: dict[str, asyncio.Task[Hold]] = {}
+        self.tells = asyncio.Event()
+        """Until then nobody who stands in line is through with saying so."""
+        self.tells.set()
 
     async def asks(self, name: str, given: int, answer: int = 1000, least: int | None = None) -> None:
         """A request of an agent; returns when it got room, was refused, or stands in line."""
@@ -43,6 +46,7 @@ class Ledger:
 
         async def told() -> None:
             self.told.append(name)
+            await self.tells.wait()
 
         self.tasks[name] = asyncio.create_task(self.budgets.reserve(need, told))
         await settle()
@@ -80,7 +84,7 @@ class Ledger:
 
 @pytest.fixture
 async def ledger() -> AsyncIterator[Ledger]:
-    """Room for ten requests of the usual size, of which `first` has nine."""
+    """A budget of 20,000 tokens, of which `first` has 18,000."""
     made = Ledger(tokens=20_000)
     await made.asks("first", 17_000)
     assert made.holds == {"first": 18_000}
@@ -132,6 +136,25 @@ async def test_whoever_gives_up_in_the_middle_of_the_line_gets_nothing(ledger: L
     await ledger.cancels("gone")
     await ledger.answers("first", 1_000)
     assert ledger.holds == {"big": 5_000, "small": 5_000}
+
+
+async def test_whoever_gives_up_while_he_says_that_he_waits_gets_nothing(ledger: Ledger) -> None:
+    ledger.tells.clear()
+    await ledger.asks("gone", 9_000)
+    await ledger.cancels("gone")
+    ledger.tells.set()
+    await ledger.asks("next", 9_000)
+    await ledger.answers("first", 1_000)
+    assert ledger.holds == {"next": 10_000}
+
+
+async def test_room_that_came_before_he_was_through_with_saying_so_is_given_back(ledger: Ledger) -> None:
+    ledger.tells.clear()
+    await ledger.asks("gone", 9_000)
+    await ledger.answers("first", 1_000)
+    assert ledger.holds == {"gone": 10_000}
+    await ledger.cancels("gone")
+    assert ledger.holds == {}
 
 
 async def test_room_that_came_in_the_moment_of_a_cancel_goes_to_the_next(ledger: Ledger) -> None:
