@@ -26,8 +26,10 @@ from core.channel.client import Client, ClientError, EngineBusy, EngineGone
 from core.clock import Clock, SystemClock
 from core.domain.commands import (
     AnyCommand,
+    GetJobOrder,
     GetJobRows,
     GetTranscript,
+    JobOrderPage,
     JobRowsPage,
     ListSwarms,
     PageRequest,
@@ -405,15 +407,22 @@ class WatchroomApp(App[str]):
             before = rows.first_seq
             self._ask(key, GetTranscript(swarm=swarm, thread=thread, before=before, limit=PAGE_ROWS))
 
-    def want_rows(self, job: str, start: int) -> None:
-        """Ask for a page of a job's rows."""
+    def want_rows(self, job: str, start: int, rows: tuple[int, ...] = ()) -> None:
+        """Ask for a page of a job's rows, or for these."""
         if self.client is None:
             self.swarm_screen.table.forget(start)
             return
         self.view.watch_job(job)
-        if (key := ("rows", (job, start, self.view.reset))) not in self._asking:
+        if (key := ("rows", (job, start, rows, self.view.reset))) not in self._asking:
             swarm = self.view.state.swarm
-            self._ask(key, GetJobRows(swarm=swarm, job=job, start=start, limit=PAGE), start)
+            self._ask(key, GetJobRows(swarm=swarm, job=job, start=start, limit=PAGE, rows=rows), start)
+
+    def want_order(self, request: GetJobOrder) -> None:
+        """Ask which rows a job's filter leaves, in what order."""
+        if self.client is None:
+            self.swarm_screen.table.arrange(request, None)
+        else:
+            self._ask(("order", request), request)
 
     def _ask(self, key: tuple[str, object], request: PageRequest, start: int = 0) -> None:
         self._asking.add(key)
@@ -437,13 +446,20 @@ class WatchroomApp(App[str]):
             elif isinstance(page, JobRowsPage) and isinstance(request, GetJobRows):
                 self.view.load_job_rows(request.job, page)
                 got = len(page.rows)
-                if page.more and 0 < got < request.limit:
+                if request.rows and 0 < got < len(request.rows):
+                    left = tuple(sorted(request.rows)[got:])
+                    self._ask(("rows", (request.job, left)), replace(request, rows=left), start)
+                elif page.more and 0 < got < request.limit:
                     # Large rows: the page holds fewer than were asked for.
                     rest = replace(request, start=request.start + got, limit=request.limit - got)
                     self._ask(("rows", (request.job, rest.start, reset)), rest, start)
+            elif isinstance(page, JobOrderPage) and isinstance(request, GetJobOrder):
+                self.swarm_screen.table.arrange(request, page)
         except ClientError as failed:
             if isinstance(request, GetJobRows):
                 self.swarm_screen.table.forget(start)
+            elif isinstance(request, GetJobOrder):
+                self.swarm_screen.table.arrange(request, None)
             self.say(str(failed), "red")
         finally:
             self._asking.discard(key)

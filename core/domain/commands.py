@@ -345,12 +345,38 @@ class GetTranscript(msgspec.Struct, frozen=True, kw_only=True, tag="get_transcri
 
 
 class GetJobRows(msgspec.Struct, frozen=True, kw_only=True, tag="get_job_rows"):
-    """Rows of a job in input order from row_index `start` on."""
+    """Rows of a job in input order from row_index `start` on; or only `rows`, by their row_index."""
 
     swarm: str
     job: str
     start: int = 0
     limit: int = 200
+    rows: tuple[int, ...] = ()
+
+
+JobSort = Literal["row", "state", "tries", "time"]
+
+
+class GetJobOrder(msgspec.Struct, frozen=True, kw_only=True, tag="get_job_order"):
+    """Which rows of a job a filter leaves, and in what order: `status` (empty: all) and a `text` in their
+    values, result or error. Rows themselves are asked for with `GetJobRows.rows`."""
+
+    swarm: str
+    job: str
+    status: tuple[str, ...] = ()
+    text: str = ""
+    sort: JobSort = "row"
+    descending: bool = False
+
+
+class JobOrderPage(msgspec.Struct, frozen=True, kw_only=True, tag="job_order_page"):
+    """Row indexes; `truncated`: there are more than one answer holds."""
+
+    rows: tuple[int, ...]
+    total: int
+    """Of the job, without the filter."""
+    seq: int
+    truncated: bool = False
 
 
 class GetEvents(msgspec.Struct, frozen=True, kw_only=True, tag="get_events"):
@@ -390,5 +416,5 @@ class EventsPage(msgspec.Struct, frozen=True, kw_only=True, tag="events_page"):
     """Whether more events fit the question: a page is bounded in events and in bytes."""
 
 
-PageRequest = GetTranscript | GetJobRows | GetEvents | GetAgents
-Page = TranscriptPage | JobRowsPage | EventsPage | AgentsPage
+PageRequest = GetTranscript | GetJobRows | GetJobOrder | GetEvents | GetAgents
+Page = TranscriptPage | JobRowsPage | JobOrderPage | EventsPage | AgentsPage

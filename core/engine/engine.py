@@ -405,8 +405,8 @@ class Engine:
                         before=request.before,
                         agent=request.agent,
                     )
-                case c.GetJobRows():
-                    return await self._job_rows(request)
+                case c.GetJobRows() | c.GetJobOrder():
+                    return await self._job_page(request)
                 case c.GetAgents():
                     return agents_page(self.state(request.swarm), request)
         except (NotFound, StoreError) as error:
@@ -414,13 +414,23 @@ class Engine:
         except KeyError:
             raise EngineError(f"this engine runs no swarm {clean_line(request.swarm)}") from None
 
-    async def _job_rows(self, request: c.GetJobRows) -> c.JobRowsPage:
+    async def _job_page(self, request: c.GetJobRows | c.GetJobOrder) -> c.JobRowsPage | c.JobOrderPage:
         state = self.state(request.swarm)
         job = state.jobs.get(request.job)
         if job is None:
             raise NotFound(f"there is no job {clean_line(request.job)} in swarm {request.swarm}")
         seq = state.seq  # read before the rows: what is committed meanwhile is told again by the feed
-        rows, more = await self.store.jobs.page(request.job, request.start, request.limit)
+        jobs = self.store.jobs
+        if isinstance(request, c.GetJobOrder):
+            text = shorten(request.text, 200)
+            order, cut = await jobs.order(
+                job.job, request.status, text, request.sort, descending=request.descending
+            )
+            return c.JobOrderPage(rows=tuple(order), total=job.total, seq=seq, truncated=cut)
+        if request.rows:
+            rows, more = await jobs.chosen(job.job, request.rows)
+        else:
+            rows, more = await jobs.page(job.job, request.start, request.limit)
         return c.JobRowsPage(rows=tuple(rows), total=job.total, seq=seq, job=job, more=more)
 
     def _committed(self, swarm: str, events: Sequence[e.AnyEvent], bodies: Sequence[str]) -> None:

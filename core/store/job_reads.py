@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from core.clock import Clock
-from core.domain.commands import JobRow
+from core.domain.commands import JobRow, JobSort
 from core.safety.text import clean_line, shorten
 from core.store.errors import StoreError
 from core.store.readers import Reader
+from core.store.rows import timestamp
 
 CHUNK = 2000
 LABEL_CELLS = 3
 LABEL_CHARS = 80
 ROWS_AT_ONCE = 200
+MAX_CHOSEN = 500
+MAX_ORDER = 1_000_000
+"""Rows of one answer about the order of a job's rows."""
 MAX_ROW = 2**53
 """More than any job has, and what a column can hold."""
 
@@ -33,6 +37,14 @@ _PAGE = (
     "SELECT item, row_index, status, attempt, worker, source_id, result, last_error, started_at, ended_at,"
     ' "values" FROM agent_job_items WHERE job = ? AND row_index >= ? ORDER BY row_index LIMIT ?'
 )
+_CHOSEN = _PAGE.replace("row_index >= ?", "row_index IN (SELECT value FROM json_each(?))")
+_SORTS = {
+    "row": "row_index",
+    "state": "CASE status WHEN 'failed' THEN 0 WHEN 'running' THEN 1 WHEN 'pending' THEN 2"
+    " WHEN 'completed' THEN 3 ELSE 4 END",
+    "tries": "attempt",
+    "time": "julianday(coalesce(ended_at, ?)) - julianday(started_at)",
+}
 
 _PAGE_FIELDS = (
     "item",
@@ -139,7 +151,40 @@ class JobReads:
     async def page(self, job: str, start: int, limit: int) -> tuple[list[JobRow], bool]:
         """At most `limit` rows from row_index `start` on, in input order, fewer if they are large; and
         whether there are more behind them."""
-        found, more = await self.reader.page(_PAGE, (job, min(max(start, 0), MAX_ROW)), limit)
+        return await self._rows_of(_PAGE, (job, min(max(start, 0), MAX_ROW)), limit)
+
+    async def chosen(self, job: str, rows: Sequence[int]) -> tuple[list[JobRow], bool]:
+        """The rows with these indexes, in input order, fewer if they are large; and whether more of them are
+        left."""
+        asked = json.dumps([row for row in rows[:MAX_CHOSEN] if 0 <= row < MAX_ROW])
+        return await self._rows_of(_CHOSEN, (job, asked), MAX_CHOSEN)
+
+    async def order(
+        self, job: str, status: Sequence[str], text: str, sort: JobSort, *, descending: bool
+    ) -> tuple[list[int], bool]:
+        """The indexes of the rows that a filter leaves, sorted; and whether there are more than MAX_ORDER.
+        Equal ones stay in input order, rows without a value come last."""
+        where, values = "job = ?", [job]
+        if status:
+            where += " AND status IN (SELECT value FROM json_each(?))"
+            values.append(json.dumps(list(status)))
+        if text:
+            parts = ('"values"', "result", "last_error", "item")
+            where += " AND (" + " OR ".join(f"instr(lower(coalesce({p}, '')), ?)" for p in parts) + ")"
+            values += [text.lower()] * len(parts)
+        key = _SORTS[sort]
+        if "?" in key:
+            values.append(timestamp(self.clock.now()))
+        # In a query of its own the key is computed once a row.
+        rows = await self.reader.all(
+            f"SELECT row_index FROM (SELECT row_index, {key} AS key FROM agent_job_items WHERE {where})"
+            f" ORDER BY key IS NULL, key {'DESC' if descending else 'ASC'}, row_index LIMIT {MAX_ORDER + 1}",
+            (values[-1], *values[:-1]) if "?" in key else values,
+        )
+        return [row[0] for row in rows[:MAX_ORDER]], len(rows) > MAX_ORDER
+
+    async def _rows_of(self, sql: str, values: tuple[Any, ...], limit: int) -> tuple[list[JobRow], bool]:
+        found, more = await self.reader.page(sql, values, limit)
         rows: list[JobRow] = []
         for row in found:
             rows.append(JobRow(**dict(zip(_PAGE_FIELDS, row, strict=False)), label=_label(row[-1])))

@@ -14,8 +14,10 @@ from core.domain.commands import (
     Delta,
     EngineInfo,
     FeedItem,
+    GetJobOrder,
     GetJobRows,
     GetTranscript,
+    JobOrderPage,
     JobRow,
     JobRowsPage,
     Page,
@@ -94,14 +96,25 @@ class FakeClient:
         self.pages.append(request)
         if self.page_error is not None:
             raise ClientError(self.page_error)
-        if isinstance(request, GetJobRows):
+        if isinstance(request, GetJobOrder):
+            page: Page = self._order(request)
+        elif isinstance(request, GetJobRows) and request.rows:
+            some = tuple(self.rows[i] for i in sorted(request.rows)[: self.page_limit])
+            page = JobRowsPage(rows=some, total=len(self.rows), seq=self.seq)
+        elif isinstance(request, GetJobRows):
             end = request.start + min(request.limit, self.page_limit or request.limit)
             rows, more = tuple(self.rows[request.start : end]), end < len(self.rows)
-            page: Page = JobRowsPage(rows=rows, total=len(self.rows), seq=self.seq, more=more)
+            page = JobRowsPage(rows=rows, total=len(self.rows), seq=self.seq, more=more)
         else:
             page = self._transcript(request)
         await self.gate.wait()
         return page
+
+    def _order(self, request: GetJobOrder) -> JobOrderPage:
+        left = [row for row in self.rows if not request.status or row.status in request.status]
+        key = {"row": lambda r: r.row_index, "tries": lambda r: r.attempt}.get(request.sort)
+        left.sort(key=key or (lambda r: r.status), reverse=request.descending)
+        return JobOrderPage(rows=tuple(r.row_index for r in left), total=len(self.rows), seq=self.seq)
 
     async def aclose(self) -> None:
         self.closed = True

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from textual.pilot import Pilot
 
 from core.domain import events as e
 from core.domain.commands import (
     CancelJob,
     ContinueJob,
+    GetJobOrder,
     PauseJob,
     Reply,
     RetryRows,
@@ -196,3 +198,85 @@ async def test_the_keys_stand_in_the_help_and_in_the_key_line() -> None:
         assert "retry" in screen_text(app).splitlines()[-1]
         await press(pilot, "question_mark")
         assert "Pause the job, or go on" in screen_text(app)
+
+
+# --- filter and order ------------------------------------------------------------------------------------
+
+
+def items(app: WatchroomApp) -> list[str]:
+    return [
+        word for line in screen_text(app).splitlines() for word in line.split() if word.startswith("acme-")
+    ]
+
+
+async def test_a_filter_leaves_the_rows_that_failed_and_says_so() -> None:
+    _, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "v")
+        assert items(app) == ["acme-003.json", "acme-017.json", "acme-041.json"]
+        assert "only failed" in screen_text(app)
+        await press(pilot, "g", "j", "r", "r")
+        assert client.sent == [RetryRows(swarm=SWARM, job=JOB, items=("item-17",))]
+        await press(pilot, "v")
+        assert items(app) == ["acme-042.json", "acme-043.json"]
+        await press(pilot, "v", "v", "v", "v")
+        assert "only" not in screen_text(app)
+        assert app.swarm_screen.table.row_count() == 120
+
+
+async def test_orders_and_their_reverse() -> None:
+    _, _, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "O", "g")
+        assert items(app)[:2] == ["acme-119.json", "acme-118.json"]
+        assert "by row reversed" in screen_text(app)
+        await press(pilot, "o", "o", "g")
+        assert "by tries reversed" in screen_text(app)
+        assert "acme-119.json" not in items(app)
+
+
+async def test_an_order_follows_the_job_at_most_once_a_second() -> None:
+    story, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "v")
+        asked = sum(isinstance(page, GetJobOrder) for page in client.pages)
+        client.rows[42] = replace(client.rows[42], status="failed", error="late")
+        end = e.JobRowEnded(
+            job=JOB, item="item-42", row_index=42, attempt=1, worker="w", status="failed", error="late"
+        )
+        client.push(story.add(end))
+        await ready(pilot)
+        assert sum(isinstance(page, GetJobOrder) for page in client.pages) == asked
+        await app.clock.advance(1.5)
+        app.swarm_screen.tick_lists()
+        await ready(pilot)
+        assert sum(isinstance(page, GetJobOrder) for page in client.pages) == asked + 1
+        assert items(app) == ["acme-003.json", "acme-017.json", "acme-041.json", "acme-042.json"]
+
+
+async def test_a_filter_that_leaves_nothing_shows_an_empty_table() -> None:
+    _, client, app = told()
+    client.rows[:] = [replace(row, status="completed") for row in client.rows]
+    async with app.run_test(size=MEDIUM) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "v", "j", "k", "G", "enter", "s")
+        assert items(app) == []
+        assert client.sent == []
+
+
+async def test_an_order_that_cannot_be_had_is_said_and_asked_again_later() -> None:
+    _, client, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        await press(pilot, "J")
+        client.page_error = "busy: ask again"
+        await press(pilot, "v")
+        assert "busy: ask again" in screen_text(app)
+        client.page_error = None
+        await app.clock.advance(1.5)
+        app.swarm_screen.tick_lists()
+        await ready(pilot)
+        assert items(app) == ["acme-003.json", "acme-017.json", "acme-041.json"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from core.domain import events as e
 from core.domain.commands import GetJobRows, JobRow, Lagged
 from tests.tui.fake_client import FakeClient
@@ -164,3 +166,19 @@ async def test_many_events_are_one_refresh_when_they_come_together() -> None:
             app.on_view_changed()
         await pilot.pause()
         assert len(calls) <= 2
+
+
+async def test_of_a_hundred_thousand_rows_only_those_are_asked_for_that_a_filter_shows() -> None:
+    client = big_job(100_000)
+    failed = range(50, 100_000, 1_000)
+    for index in failed:
+        client.rows[index] = replace(client.rows[index], status="failed")
+    app = stage(client)
+    async with app.run_test(size=(160, 45)) as pilot:
+        await ready(pilot)
+        await pilot.press("J", "v", "G")
+        await ready(pilot)
+        assert app.swarm_screen.table.row_count() == len(failed)
+        assert client.pages[-1].rows == tuple(failed)
+        assert "row-99050" in screen_text(app)
+        assert len(app.view.job_rows[JOB].rows) < 1_000

@@ -273,6 +273,8 @@ class SwarmScreen(Screen[None]):
     def _scrolled(self, event: LineView.Scrolled) -> None:
         if event.view is self.transcript:
             self.transcript_head.repaint()
+        elif event.view is self.table:
+            self.job_head.repaint()
 
     @on(Transcript.NeedOlder)
     def _older(self) -> None:
@@ -280,7 +282,11 @@ class SwarmScreen(Screen[None]):
 
     @on(JobTable.NeedRows)
     def _rows(self, event: JobTable.NeedRows) -> None:
-        self.app.want_rows(event.job, event.start)
+        self.app.want_rows(event.job, event.start, event.rows)
+
+    @on(JobTable.NeedOrder)
+    def _order(self, event: JobTable.NeedOrder) -> None:
+        self.app.want_order(event.request)
 
     @on(RollCall.Picked)
     def _picked(self, event: RollCall.Picked) -> None:

@@ -242,6 +242,8 @@ class JobHead(Painted):
             [(f"{look.glyph} {look.word}", look.style), *_about(job, width)],
             [(f"{job.done}/{job.total} ", "fg"), *progress_bar(job, 12 if width < 100 else 20, self.glyphs)],
         ]
+        if shown := self.table.words():
+            parts.append([(shown, "amber")])
         if job.failed:
             parts.append([(f"{self.glyphs.states['failed']}{job.failed}", "red")])
         if job.running and width >= 140:
