@@ -30,6 +30,7 @@ from core.engine.setup import settings_of, swarm_config
 from core.engine.steer import steer
 from core.engine.steer_jobs import steer_job
 from core.jobs.service import JobRequest, check_request
+from core.models.limiter import LimiterView
 from core.models.types import ModelError
 from core.safety.redact import Redactor
 from core.safety.text import clean_line, shorten
@@ -384,6 +385,10 @@ class Engine:
     def state(self, swarm: str) -> SwarmState:
         """The live, committed state. Raises KeyError for a swarm that is not this engine's."""
         return self._hosted[swarm].swarm.state
+
+    def limits(self) -> list[tuple[str, LimiterView]]:
+        """How many requests go where at the moment: servers, and what is known of each model there."""
+        return self._hosting.models.limits()
 
     def busy(self) -> bool:
         """Whether something still happens in a swarm of this engine, or will without anything new."""

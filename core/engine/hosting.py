@@ -64,7 +64,7 @@ class Hosting:
         """`hidden`: folders that no command in a sandbox may see, beside the home."""
         self._settings = settings
         self._store = store
-        self._models = models
+        self.models = models
         self._redactor = redactor
         self._clock = clock
         self._hidden = tuple(hidden)
@@ -86,7 +86,7 @@ class Hosting:
         the swarm. `group` owns the tasks of its jobs; `publish` takes the text of answers as it comes."""
         if setup is not None:
             self._redactor.learn(setup.secrets)
-        model = await held.enter_async_context(self._models.client(settings))
+        model = await held.enter_async_context(self.models.client(settings))
         sandbox = await self._find_sandbox(config)
         guide = await asyncio.to_thread(read_guide, config.cwd)
         config = msgspec.structs.replace(
