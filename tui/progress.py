@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from core.domain.state import JobState
+from core.safety.text import clean_line
 
 WINDOW_SECONDS = 60.0
 BAR = 20
@@ -46,7 +47,11 @@ def line(job: JobState, *, rate: float | None = None, width: int | None = None, 
         f"{job.done}/{job.total} {percent}%",
         f"{failed}{job.failed} {running}{job.running} {pending}{job.pending}",
     ]
-    if rate is not None:
+    if job.cancelling and not job.ended:
+        parts.append("cancelling")
+    elif job.status == "paused":
+        parts.append(f"paused by {clean_line(job.paused_by) or 'the end of its engine'}")
+    elif rate is not None:
         parts.append(f"{rate:.1f}/min")
         left = job.pending + job.running
         if rate > 0 and left:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,7 +36,27 @@ def read(settings: Settings, ask: Callable[[Reader], Awaitable[dict[str, Any]]])
 
 def print_json(value: object) -> None:
     """One JSON document on standard output, indented, in UTF-8; nothing in it can drive a terminal."""
-    text = escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    _in_utf8()
+    print(_text(value))
+
+
+async def print_json_list(name: str, entries: AsyncIterator[object]) -> None:
+    """`print_json({name: [...]})` for a list that need not fit into memory. Nothing is printed before the
+    first entry is there, so that a refusal stands alone."""
+    first = True
+    async for entry in entries:
+        if first:
+            _in_utf8()
+        print(f'{{\n  "{name}": [\n' if first else ",\n", end="")
+        print("    " + _text(entry).replace("\n", "\n    "), end="")
+        first = False
+    print(f'{{\n  "{name}": []\n}}' if first else "\n  ]\n}")
+
+
+def _text(value: object) -> str:
+    return escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _in_utf8() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
-    print(text)

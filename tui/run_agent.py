@@ -132,9 +132,7 @@ class _Result:
 
 def _change(args: Namespace, verb: str, text: str = "") -> int:
     settings = setup.settings_of(args, asks_model=False)
-    author = clean_line(args.author).strip()
-    if not author or len(author) > 80:
-        raise exits.Quit(exits.USAGE, "--as needs a name of 1 to 80 letters")
+    author = author_of(args)
     results: list[_Result] = []
 
     async def main() -> int:
@@ -188,6 +186,14 @@ def _only(ref: str, found: Sequence[Found]) -> Found:
     more = ", …" if len(found) > SHOWN_MATCHES else ""
     hint = "; --swarm ID narrows it down" if several else ""
     raise _Ambiguous(f"{clean_line(ref)!r} means {len(found)} agents: {', '.join(names)}{more}{hint}")
+
+
+def author_of(args: Namespace) -> str:
+    """Who asks, as it is recorded. Raises Quit."""
+    author = clean_line(args.author).strip()
+    if not author or len(author) > 80:
+        raise exits.Quit(exits.USAGE, "--as needs a name of 1 to 80 letters")
+    return author
 
 
 def failed(error: Exception, json: bool) -> int:

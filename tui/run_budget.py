@@ -8,13 +8,12 @@ from typing import Any
 from core.channel.client import ClientError
 from core.domain.commands import SetBudget
 from core.domain.state import SwarmState
-from core.safety.text import clean_line
 from core.store.errors import NotFound, StoreError
 from core.store.readers import Reader
 from core.view.budget import limits
 from tui import exits, reading, setup, signals
 from tui.farewell import short_id
-from tui.run_agent import Refused, failed
+from tui.run_agent import Refused, author_of, failed
 
 NAMES = ("tokens", "cost", "per_agent_tokens", "per_agent_cost")
 
@@ -23,9 +22,7 @@ def budget(args: Namespace) -> int:
     """Without a limit to set: show. The engine that runs the swarm changes it; one that nobody runs gets its
     limits when it is resumed."""
     settings = setup.settings_of(args, asks_model=False)
-    author = clean_line(args.author).strip()
-    if not author or len(author) > 80:
-        raise exits.Quit(exits.USAGE, "--as needs a name of 1 to 80 letters")
+    author = author_of(args)
     wanted = {name: getattr(args, name) for name in NAMES}
     change = any(value is not None for value in wanted.values())
     found: list[tuple[SwarmState, bool]] = []

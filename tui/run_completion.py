@@ -102,7 +102,7 @@ def _first_words(verbs: list[Words]) -> list[tuple[str, str]]:
 
 
 def _options(verbs: list[Words]) -> dict[str, Option]:
-    """Every option that takes a value, by flag; none means two things."""
+    """Every option that takes a value, by flag."""
     return {
         flag: option
         for words in verbs
@@ -113,13 +113,21 @@ def _options(verbs: list[Words]) -> dict[str, Option]:
 
 
 def _by_value(verbs: list[Words]) -> list[tuple[list[str], Value]]:
-    """The flags that take the same value, for values that a shell can offer."""
+    """Patterns for `VERB FLAG` that take the same value, for values that a shell can offer. A flag that means
+    something else to another verb is named with its verb."""
+    meant: dict[str, dict[Value, list[str]]] = {}
+    for words in verbs:
+        for option in words.options:
+            if option.value is not None:
+                for flag in option.flags:
+                    meant.setdefault(flag, {}).setdefault(option.value, []).append(words.verb)
     found: dict[Value, list[str]] = {}
-    for flag, option in _options(verbs).items():
-        assert option.value is not None
-        if option.value.kind or option.value.words:
-            found.setdefault(option.value, []).append(flag)
-    return [(flags, value) for value, flags in found.items()]
+    for flag, values in meant.items():
+        for value, names in values.items():
+            if value.kind or value.words:
+                named = [shlex.quote(f"{name} {flag}") for name in names]
+                found.setdefault(value, []).extend(named if len(values) > 1 else [f"*' {flag}'"])
+    return [(patterns, value) for value, patterns in found.items()]
 
 
 # --- bash ------------------------------------------------------------------------------------------------
@@ -142,7 +150,8 @@ def bash(verbs: list[Words]) -> str:
     """For bash 3.2 and later; needs no other completion package."""
     takes = "|".join(_options(verbs))
     values = [
-        f"        {'|'.join(flags)}) {_bash_value(value)}; return ;;" for flags, value in _by_value(verbs)
+        f"        {'|'.join(patterns)}) {_bash_value(value)}; return ;;"
+        for patterns, value in _by_value(verbs)
     ]
     groups = _groups(verbs)
     seconds = [
@@ -199,7 +208,7 @@ _watchroom() {{
         esac
     done
     if [[ -n $option ]]; then
-        case "$option" in
+        case "$verb $option" in
 {values}
         esac
         return
@@ -244,7 +253,7 @@ def _described(pairs: list[tuple[str, str]]) -> str:
 
 def zsh(verbs: list[Words]) -> str:
     groups = _groups(verbs)
-    values = [f"      {'|'.join(flags)}) {_zsh_value(value)} ;;" for flags, value in _by_value(verbs)]
+    values = [f"      {'|'.join(patterns)}) {_zsh_value(value)} ;;" for patterns, value in _by_value(verbs)]
     cases = []
     for words in verbs:
         pairs = [(flag, option.summary) for option in words.options for flag in option.flags]
@@ -292,7 +301,7 @@ _watchroom() {{
     compset -P '*='
   fi
   if [[ -n $option ]]; then
-    case "$option" in
+    case "$verb $option" in
 {values}
     esac
     return

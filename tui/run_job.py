@@ -1,46 +1,31 @@
-"""`watchroom job run|list|show`: one worker agent over each row of a CSV file."""
+"""`watchroom job run|resume`: one worker agent over each row of a table, to the end."""
 
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from core.clock import Clock, SystemClock
 from core.config import Settings
-from core.domain.commands import RunJob
-from core.domain.events import AnyEvent, JobEnded, JobExported, JobPaused, JobRowEnded, JobStarted
+from core.domain.commands import ContinueJob, ResumeSwarm, RunJob
 from core.domain.state import JobState
 from core.safety.text import clean, clean_line
-from core.view.swarm import SwarmView
-from tui import exits, headless, reading, setup, signals, spent
-from tui.farewell import short_id
-from tui.output import Out
-from tui.plain import PlainLines
-from tui.progress import ProgressLine, Rate, line
+from tui import exits, headless, reading, setup, signals
+from tui.job_follow import MEANS, Run, close, follow, judge, say
+from tui.owners import owner, owner_text
+from tui.run_agent import author_of
 from tui.setup import Connect, own_engine
-from tui.table import cost_cell, moment, show
+
+if TYPE_CHECKING:
+    from core.store.readers import Reader
+
+JOB_SOURCE = "job"
+"""What a swarm says it comes from that a job's run made."""
 
 MAX_FILE_BYTES = 1024 * 1024
-SHOWN_FAILURES = 5
-
-
-@dataclass
-class Run:
-    """What is known of a job's run, also when it was cut short."""
-
-    swarm: str = ""
-    job: str = ""
-    state: JobState | None = None
-    output: str | None = None
-    error: str | None = None
-    """Why the job failed, or why its CSV could not be written."""
-    failures: int = field(default=0)
-    spent: str | None = None
-    """What the budget said, if it paused the job."""
 
 
 def run(args: Namespace, engine: Connect | None = None) -> int:
@@ -50,15 +35,26 @@ def run(args: Namespace, engine: Connect | None = None) -> int:
     settings = setup.headless(setup.settings_of(args))
     command = _in_folder(command, settings)
     so_far = Run()
+
+    async def main() -> int:
+        async with (engine or own_engine("job"))(settings) as client:
+            reply = headless.accepted(await client.send(command))
+            so_far.swarm, so_far.job = str(reply.value["swarm"]), str(reply.value["job"])
+            return await follow(client, so_far, args.progress)
+
+    return told(settings, main, so_far, json=args.json)
+
+
+def told(settings: Settings, main: Callable[[], Coroutine[Any, Any, int]], so_far: Run, *, json: bool) -> int:
+    """Run `main` to its end, however that comes, and print what is known then: the last words, and the job as
+    JSON or the path of its CSV."""
     code: int | None = None
     try:
-        code = signals.run(
-            lambda: _run(settings, command, args.progress, engine or own_engine("job"), so_far)
-        )
+        code = signals.run(main)
     finally:
-        _close(so_far, code)
-    if args.json and so_far.job:
-        _print_json(reading.read(settings, lambda reader: reader.job(so_far.job)))
+        close(so_far, code)
+    if json and so_far.job:
+        reading.print_json(reading.read(settings, lambda reader: reader.job(so_far.job)))
     elif so_far.output is not None:
         print(clean(so_far.output))
     return code
@@ -119,126 +115,94 @@ def _read(name: str, what: str) -> str:
         raise exits.Quit(exits.USAGE, f"the {what} file {name} is not UTF-8 text") from None
 
 
-# --- running ---------------------------------------------------------------------------------------------
+# --- going on --------------------------------------------------------------------------------------------
 
 
-async def _run(settings: Settings, command: RunJob, progress: str, engine: Connect, so_far: Run) -> int:
-    async with engine(settings) as client:
-        reply = headless.accepted(await client.send(command))
-        so_far.swarm, so_far.job = str(reply.value["swarm"]), str(reply.value["job"])
-        view = SwarmView()
-        teller = _Teller(view, so_far, _mode(progress), SystemClock())
-        try:
-            await headless.until_quiet(
-                client,
-                so_far.swarm,
-                view,
-                teller.tell,
-                lambda state: so_far.job in state.jobs and _over(state.jobs[so_far.job]),
+@dataclass(frozen=True)
+class Left:
+    """A job as it was left, and where."""
+
+    swarm: str
+    job: JobState
+    seq: int
+    """Of its swarm's last stored event."""
+    source: str
+    server: str
+
+
+def resume(args: Namespace) -> int:
+    """In the engine that runs it, which is followed, else in one of its own."""
+    settings = setup.settings_of(args, asks_model=False)
+    author = author_of(args)
+    left = _left(settings, args.id)
+    who = owner(settings.home, left.swarm)
+    if left.job.ended or args.dry_run:
+        return _no_resume(settings, left, who, args)
+    so_far = Run(job=left.job.job, swarm=left.swarm, state=left.job, elsewhere=who is not None)
+    proceed = ContinueJob(swarm=left.swarm, job=left.job.job, author=author)
+
+    async def there() -> int:
+        from core.channel.launch import engine_of
+
+        async with engine_of(settings.home, left.swarm) as client:
+            headless.accepted(await client.send(proceed))
+            return await follow(client, so_far, args.progress, after=left.seq)
+
+    async def here() -> int:
+        async with own_engine("job")(settings) as client:
+            again = ResumeSwarm(swarm=left.swarm, unattended="refuse", author=author)
+            headless.accepted(await client.send(again))
+            if left.job.paused_by not in ("", *MEANS):
+                headless.accepted(await client.send(proceed))
+            return await follow(
+                client, so_far, args.progress, after=left.seq, whole=left.source != JOB_SOURCE
             )
-        finally:
-            await teller.progress.end()
-    return _judge(so_far)
+
+    if who is not None:
+        return told(settings, there, so_far, json=args.json)
+    if args.base_url is None and args.model is None:
+        settings = setup.going_on(settings, left.server)
+    if (missing := settings.missing()) is not None:
+        raise exits.Quit(exits.USAGE, missing)
+    settings = setup.headless(settings)
+    return told(settings, here, so_far, json=args.json)
 
 
-def _over(job: JobState) -> bool:
-    return job.ended or job.status == "paused"
+def _left(settings: Settings, ref: str) -> Left:
+    async def look(reader: Reader) -> dict[str, Any]:
+        swarm, job = await reader.job_state(ref)
+        state = await reader.load_state(swarm)
+        return {"left": Left(swarm, job, state.seq, state.source, state.server)}
+
+    found: Left = reading.read(settings, look)["left"]
+    return found
 
 
-class _Teller:
-    """Progress, failures, warnings and asks on standard error."""
-
-    def __init__(
-        self, view: SwarmView, so_far: Run, mode: Literal["line", "lines", "off"], clock: Clock
-    ) -> None:
-        err = Out.stderr()
-        self.progress = ProgressLine(err, mode)
-        self._view = view
-        self._run = so_far
-        self._clock = clock
-        self._rate = Rate()
-        self._glyphs = setup.glyphs_fit()
-        self._lines = PlainLines(view, "headless", glyphs=self._glyphs)
-
-    async def tell(self, event: AnyEvent) -> None:
-        run, view = self._run, self._view
-        run.state = view.state.jobs.get(run.job)
-        said = self._lines.lines(event)
-        if isinstance(event, JobRowEnded) and event.status == "failed":
-            run.failures += 1
-            if run.failures > SHOWN_FAILURES:
-                rest = f"more rows failed: watchroom job show {run.job[:8]}"
-                said = [rest] if run.failures == SHOWN_FAILURES + 1 else []
-        for text in said:
-            await self.progress.note(text)
-        match event:
-            case JobStarted():
-                self._rate.begin(event.at)
-            case JobRowEnded():
-                self._rate.add(event.at)
-            case JobExported():
-                run.output = event.path
-            case JobEnded():
-                run.error = event.error
-            case JobPaused():
-                run.spent = event.reason
-            case _:
-                return
-        await self._draw(event)
-
-    async def _draw(self, event: AnyEvent) -> None:
-        job = self._run.state
-        if job is None:
-            return
-        width = _columns() if self.progress.in_place else None
-        text = line(job, rate=self._rate.per_minute(event.at), width=width, glyphs=self._glyphs)
-        await self.progress.show(text, self._clock.monotonic(), last=isinstance(event, JobEnded | JobPaused))
-
-
-def _mode(progress: str) -> Literal["line", "lines", "off"]:
-    if progress == "auto":
-        return "line" if sys.stderr.isatty() else "lines"
-    return "off" if progress == "off" else "line" if progress == "line" else "lines"
-
-
-def _columns() -> int:
-    import os
-
-    try:
-        return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 20)
-    except OSError:
-        return 79
-
-
-def _judge(so_far: Run) -> int:
-    job = so_far.state
-    if so_far.spent is not None:
-        return exits.BUDGET
-    if job is None or job.status == "failed" or so_far.error is not None:
-        return exits.ERROR
-    return exits.OK if job.status == "completed" and not job.failed else exits.FAILED_ROWS
-
-
-def _close(so_far: Run, code: int | None) -> None:
-    """The last words: what is stored and where, unless all went well."""
-    job = so_far.state
-    if code == exits.OK or not so_far.job:
-        return
-    if so_far.error is not None:
-        _say(so_far.error)
-    if so_far.spent is not None:
-        _say(f"the budget stopped it: {so_far.spent}")
-    if job is not None:
-        done = f"{job.completed} of {job.total} rows done, {job.failed} failed"
-        _say(f"{done}; results so far are stored: watchroom job show {so_far.job[:8]}")
-    if so_far.spent is not None:
-        _say(f"go on with: {spent.way_on(so_far.swarm, so_far.spent)}")
-    elif job is None or not job.ended:
-        _say(f"go on with: watchroom resume {short_id(so_far.swarm)}")
-
-
-def _say(text: str) -> None:
-    print(f"watchroom: {clean_line(text)}", file=sys.stderr)
+def _no_resume(settings: Settings, left: Left, who: dict[str, Any] | None, args: Namespace) -> int:
+    """The job has ended, or it is only asked what would happen."""
+    job, short = left.job, left.job.job[:8]
+    if args.json and not args.dry_run:
+        reading.print_json(reading.read(settings, lambda reader: reader.job(job.job)))
+    elif args.json:
+        reading.print_json(
+            {
+                "job_id": job.job,
+                "swarm": left.swarm,
+                "status": job.status,
+                "changed": False,
+                "dry_run": True,
+                "rows": 0 if job.ended else job.pending + job.running,
+                "engine": who,
+            }
+        )
+    if job.ended:
+        hint = f"; failed rows go back into its queue with: watchroom job retry {short}" if job.failed else ""
+        say(f"job {short} has ended: it is {job.status}{hint}")
+        return exits.OK if args.dry_run else judge(Run(state=job))
+    if not args.json:
+        where = f"in the engine that runs it ({owner_text(who)})" if who else "in an engine of its own"
+        print(f"job {short} would go on {where}: {job.pending + job.running} of {job.total} rows are left")
+    return exits.OK
 
 
 # --- without running -------------------------------------------------------------------------------------
@@ -263,7 +227,7 @@ def dry_run(args: Namespace, command: RunJob) -> int:
         job="<job>", item=first.item, instruction=template.render(row), row=row, schema=command.output_schema
     )
     if args.json:
-        _print_json(
+        reading.print_json(
             {"rows": len(found.rows), "blank": found.blank, "columns": found.headers, "first": message}
         )
         return exits.OK
@@ -276,60 +240,3 @@ def dry_run(args: Namespace, command: RunJob) -> int:
         "Nothing was stored."
     )
     return exits.OK
-
-
-def show_list(args: Namespace) -> int:
-    settings = setup.settings_of(args, asks_model=False)
-    found = reading.read(settings, lambda reader: reader.jobs())
-    if args.json:
-        _print_json(found)
-        return exits.OK
-    if not found["jobs"]:
-        print("no jobs yet", file=sys.stderr)
-        return exits.OK
-    rows = [{**job, "id": job["job_id"][:8], "created": moment(job["created_at"])} for job in found["jobs"]]
-    columns = (
-        ("id", "job"),
-        ("created", "created"),
-        ("status", "status"),
-        ("total_items", "rows"),
-        ("completed_items", "done"),
-        ("failed_items", "failed"),
-        ("name", "name"),
-    )
-    show(columns, rows)
-    return exits.OK
-
-
-def show_one(args: Namespace) -> int:
-    settings = setup.settings_of(args, asks_model=False)
-    found = reading.read(settings, lambda reader: reader.job(args.id))
-    if args.json:
-        _print_json(found)
-        return exits.OK
-    width = max(len(key) for key in found)
-    facts = {
-        **found,
-        "created_at": moment(found["created_at"]),
-        "tokens": (found["tokens"] or {}).get("total"),
-        "cost": cost_cell(found),
-    }
-    del facts["cost_partial"]
-    for key, value in facts.items():
-        if not isinstance(value, list | dict):
-            shown = "–" if value is None or value == "" else clean_line(str(value))
-            print(f"{key.replace('_', ' '):{width}}  {shown}")
-    for failure in found.get("failed_item_errors") or []:
-        print(f"failed  {clean_line(_failure(failure))}")
-    return exits.OK
-
-
-def _failure(failure: Any) -> str:
-    if isinstance(failure, dict):
-        item = failure.get("item_id", "")
-        return f"{item}: {failure.get('last_error') or failure.get('error') or ''}"
-    return str(failure)
-
-
-def _print_json(value: object) -> None:
-    reading.print_json(value)

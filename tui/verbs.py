@@ -40,6 +40,7 @@ COMMON: tuple[tuple[tuple[str, ...], dict[str, object]], ...] = (
 TAKES_VALUE = {flag for flags, how in COMMON if how.get("action") != "store_true" for flag in flags}
 LATER = ("watch",)
 """Verbs of the manual that this version does not have: never taken for a task by accident."""
+ROW_STATUSES = ("pending", "running", "completed", "failed", "skipped")
 STATUSES = ("pending_init", "running", "idle", "interrupted", "completed", "errored", "shutdown")
 """Statuses that an agent in the store can have."""
 
@@ -164,6 +165,61 @@ def _job_run(parser: ArgumentParser) -> None:
     parser.add_argument("--no-export", action="store_true", help="keep the results in the store only")
     parser.add_argument("--raw", action="store_true", help="write cells as they are, formulas too")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show row 1, store nothing")
+
+
+_JOB = "id of a job, its first letters, or its name"
+
+
+def _job(parser: ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help=_JOB)
+
+
+def _job_rows(parser: ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--status", choices=ROW_STATUSES, help="rows with this status only")
+
+
+def _job_change(parser: ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
+    parser.add_argument("--as", metavar="NAME", dest="author", default="operator", help="who asks (recorded)")
+
+
+def _job_retry(parser: ArgumentParser) -> None:
+    _job_change(parser)
+    parser.add_argument("--failed", action="store_true", help="all failed rows (the default)")
+    parser.add_argument(
+        "--row",
+        metavar="ITEM",
+        action="append",
+        default=[],
+        help="this failed or skipped row; may be repeated",
+    )
+
+
+def _job_skip(parser: ArgumentParser) -> None:
+    _job_change(parser)
+    parser.add_argument(
+        "--row",
+        metavar="ITEM",
+        action="append",
+        required=True,
+        help="this pending or failed row (repeatable)",
+    )
+
+
+def _job_set(parser: ArgumentParser) -> None:
+    _job_change(parser)
+    parser.add_argument(
+        "--max-concurrency", metavar="N", type=_at_least_one, required=True, help="workers at a time"
+    )
+
+
+def _job_export(parser: ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--raw", action="store_true", help="write cells as they are, formulas too")
+    parser.add_argument("--format", choices=("csv", "jsonl", "parquet"), default="csv", help="default: csv")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: the job's own output)")
 
 
 def _one(metavar: str, what: str) -> Callable[[ArgumentParser], None]:
@@ -353,13 +409,62 @@ VERBS: dict[str, Verb] = {
         options=RUNS | {"--progress"},
     ),
     "job list": Verb(
-        "tui.run_job:show_list", "jobs in the store, newest first", f"{PROGRAM} job list --json"
+        "tui.job_shown:show_list", "jobs in the store, newest first", f"{PROGRAM} job list --json"
     ),
     "job show": Verb(
-        "tui.run_job:show_one",
+        "tui.job_shown:show_one",
         "one job: counts, errors, where its output is",
         f"{PROGRAM} job show 8184e894",
-        _one("ID", "id of a job, its first letters, or its name"),
+        _job,
+    ),
+    "job rows": Verb(
+        "tui.job_shown:show_rows",
+        "the rows of a job: tries, results, errors",
+        f"{PROGRAM} job rows 8184e894 --status failed",
+        _job_rows,
+    ),
+    "job resume": Verb(
+        "tui.run_job:resume",
+        "go on with a job: one that was cut short, paused, or has rows to try again",
+        f"{PROGRAM} job resume 8184e894",
+        _job_change,
+        options=RUNS | {"--progress"},
+    ),
+    "job pause": Verb(
+        "tui.job_verbs:pause",
+        "start no further rows; those at work go on to their ends",
+        f"{PROGRAM} job pause 8184e894",
+        _job_change,
+    ),
+    "job cancel": Verb(
+        "tui.job_verbs:cancel",
+        "end a job: workers are stopped, rows not started stay pending",
+        f"{PROGRAM} job cancel 8184e894 --dry-run",
+        _job_change,
+    ),
+    "job retry": Verb(
+        "tui.job_verbs:retry",
+        "put failed rows back into the queue",
+        f"{PROGRAM} job retry 8184e894 --row row-12",
+        _job_retry,
+    ),
+    "job skip": Verb(
+        "tui.job_verbs:skip",
+        "take rows out of a job that nobody works on",
+        f"{PROGRAM} job skip 8184e894 --row row-12",
+        _job_skip,
+    ),
+    "job set": Verb(
+        "tui.job_verbs:change",
+        "change how many rows of a job are worked on side by side",
+        f"{PROGRAM} job set 8184e894 --max-concurrency 32",
+        _job_set,
+    ),
+    "job export": Verb(
+        "tui.job_verbs:export",
+        "write a job's rows and results, at any moment",
+        f"{PROGRAM} job export 8184e894 --format jsonl --output rows.jsonl",
+        _job_export,
     ),
     "session list": Verb(
         "tui.run_session:show_list", "swarms in the store, newest first", f"{PROGRAM} session list"

@@ -62,5 +62,5 @@ def check_author(author: str) -> None:
     """Who did it is shown and recorded: it must be readable, and must not pass for an agent or the engine."""
     if not author.strip() or author != clean_line(author) or len(author) > AUTHOR_CHARS:
         raise CommandError("the author of a command must be a short plain name", "usage")
-    if author.startswith("/") or author.partition(":")[0].strip() == "engine":
+    if author.startswith("/") or author.partition(":")[0].strip() in ("engine", "budget", "quota"):
         raise CommandError(f"a command cannot come from {shorten(author, AUTHOR_CHARS)}", "usage")

@@ -361,9 +361,11 @@ class Reader:
     async def failure_groups(self, job: str, limit: int) -> list[dict[str, Any]]:
         """What failed rows say, the most frequent first: {"message", "rows", "first": an item}."""
         rows = await self.all(
-            "SELECT last_error, count(*), (SELECT item FROM agent_job_items f WHERE f.job = i.job"
-            " AND f.row_index = min(i.row_index)) FROM agent_job_items i WHERE job = ? AND status = 'failed'"
-            " GROUP BY last_error ORDER BY count(*) DESC, min(row_index) LIMIT ?",
+            "SELECT g.last_error, g.count, i.item"
+            " FROM (SELECT last_error, count(*) count, min(row_index) first"
+            " FROM agent_job_items WHERE job = ?1 AND status = 'failed' GROUP BY last_error) g"
+            " JOIN agent_job_items i ON i.job = ?1 AND i.row_index = g.first"
+            " ORDER BY g.count DESC, g.first LIMIT ?2",
             (job, limit),
         )
         return [{"message": message, "rows": count, "first": first} for message, count, first in rows]

@@ -120,9 +120,9 @@ def test_a_job_at_its_budget_keeps_its_rows(shell: Shell, tmp_path: Path) -> Non
     assert shown["pending_items"] == 12 - done
     # Too little again: it pauses again, and no row has used up its one attempt.
     words = way_on(ran.err)
-    less = shell(*words[:2], "-c", "budget.tokens=9100", *on_script(shell), "--json")
+    less = shell(*words[:3], "-c", "budget.tokens=9100", *on_script(shell), "--json")
     assert less.code == exits.BUDGET, less.err
-    again = shell(*words[:2], "-c", "budget.tokens=900000", *on_script(shell), "--json")
+    again = shell(*words[:3], "-c", "budget.tokens=900000", *on_script(shell), "--json")
     assert again.code == exits.OK, again.err
     with output.open() as file:
         exported = list(csv.DictReader(file))

@@ -161,7 +161,7 @@ def test_failed_rows_are_exit_code_3_and_only_the_first_are_told(capfd: pytest.C
     shown = capfd.readouterr()
     assert shown.err.count("failed: the model said no") == 5
     assert shown.err.count("more rows failed") == 1
-    last = shown.err.splitlines()[-1]
+    last = shown.err.splitlines()[-2]
     assert "8 of 20 rows done, 12 failed" in last
     assert f"watchroom job show {JOB[:8]}" in last
     assert "[#" not in shown.err

@@ -17,6 +17,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
 _watchroom
 printf '%s\\n' "${COMPREPLY[@]}"
 """
+JOB_VERBS = "run list show rows resume pause cancel retry skip set export"
 FLAGS = {flag for flags, _ in cli.COMMON for flag in flags}
 
 
@@ -46,7 +47,7 @@ def offers(script: Path, line: str, cwd: Path, **env: str) -> list[str]:
     ("line", "expected"),
     [
         ("watchroom j", ["job"]),
-        ("watchroom job ''", ["run", "list", "show"]),
+        ("watchroom job ''", JOB_VERBS.split()),
         ("watchroom --json agent ''", ["list", "interrupt", "close", "resume", "send", "budget", "compact"]),
         ("watchroom --model job ex", ["exec"]),  # the value of an option is no verb
         ("watchroom --model", ["--model"]),
@@ -57,6 +58,8 @@ def offers(script: Path, line: str, cwd: Path, **env: str) -> list[str]:
         ("watchroom job run --max-r", ["--max-runtime"]),
         ("watchroom session show --mod", []),  # no model matters to it
         ("watchroom agent list --status i", ["idle", "interrupted"]),
+        ("watchroom job rows --status ''", ["pending", "running", "completed", "failed", "skipped"]),
+        ("watchroom job export --format ''", ["csv", "jsonl", "parquet"]),
         ("watchroom completion ''", ["bash", "zsh", "fish"]),
         ("watchroom bri", []),
         ("watchroom nonsense ''", []),

@@ -219,9 +219,10 @@ def test_failed_rows_are_exit_3_and_everything_else_is_done(shell: Shell, folder
     job = only_job(shell)
     short = job["job_id"][:8]
     said = ran.err.splitlines()
-    assert said[-1] == (
-        f"watchroom: 2 of 4 rows done, 2 failed; results so far are stored: watchroom job show {short}"
-    )
+    assert said[-2:] == [
+        f"watchroom: 2 of 4 rows done, 2 failed; results so far are stored: watchroom job show {short}",
+        f"watchroom: try the failed rows again: watchroom job retry {short}",
+    ]
     assert sum(f"job {short} row row-2 failed: " in line for line in said) == 1
     assert progress(ran)[-1]["failed"] == "2"
     assert [row["status"] for row in read_csv("out.csv")] == ["completed", "failed", "completed", "failed"]
@@ -231,7 +232,7 @@ def test_failed_rows_are_exit_3_and_everything_else_is_done(shell: Shell, folder
     assert all("report_agent_job_result" in failure["last_error"] for failure in shown["failed_item_errors"])
     text = shell("job", "show", short)
     assert re.search(r"^failed items +2$", text.out, re.MULTILINE)
-    assert re.search(r"^failed  row-2: the worker ended", text.out, re.MULTILINE)
+    assert re.search(r"^failed  2 rows, the first row-2: the worker ended", text.out, re.MULTILINE)
     assert re.search(rf"^tokens +{shown['tokens']['total']}$", text.out, re.MULTILINE)
     assert re.search(r"^cost +n/a$", text.out, re.MULTILINE)
     assert is_clean(ran.err + text.out)
