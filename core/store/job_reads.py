@@ -194,9 +194,10 @@ class JobReads:
 
     async def rows(self, job: str) -> AsyncIterator[StoredRow]:
         """Every row in input order, paged by key: a job of any length is never in memory whole."""
-        last = -1
-        while chunk := await self.reader.all(_STORED, (job, last, CHUNK)):
-            for item, row_index, source_id, values, *rest in chunk:
+        last, more = -1, True
+        while more:
+            found, more = await self.reader.page(_STORED, (job, last), CHUNK)
+            for item, row_index, source_id, values, *rest in found:
                 yield StoredRow(item, row_index, source_id, json.loads(values), *rest)
                 last = row_index
 

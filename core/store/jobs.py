@@ -6,10 +6,10 @@ that names job, item, worker and the status it must still have.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.domain import events as e
@@ -19,12 +19,15 @@ from core.store.errors import NotFound, RowsBusy, StoreError
 from core.store.job_reads import Claim, JobInput, JobReads, StoredJob, StoredRow
 from core.store.readers import Reader
 from core.store.rows import timestamp
+from core.store.staging import INSERT_ITEM, Staging
 
 if TYPE_CHECKING:
     from core.store.store import Store
 
 __all__ = ["Claim", "JobInput", "JobStore", "StoredJob", "StoredRow"]
 CHUNK = 2000
+CHUNK_CHARS = 4 * 1024 * 1024
+"""Rows that one transaction stores of a new job: so many, or so much."""
 ENGINE_ENDED = "the process ended"
 LEASE_LOST = "its engine was not heard of in time"
 LEASE_SECONDS = 60.0
@@ -34,10 +37,6 @@ _INSERT_JOB = """INSERT INTO agent_jobs (job, swarm, name, owner, status, instru
     output_path, concurrency, total, pending, running, completed, failed, skipped, created_at, last_error,
     headers, output_schema, raw, max_attempts, max_runtime_seconds, auto_export, model, role)
     VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, '', ?, ?, ?, ?, ?, ?, ?, ?)"""
-_INSERT_ITEM = (
-    'INSERT INTO agent_job_items (job, item, row_index, source_id, "values", status)'
-    " VALUES (?, ?, ?, ?, ?, 'pending')"
-)
 _MOVE = (
     "UPDATE agent_job_items SET status = ?, worker = NULL, ended_at = ?"
     " WHERE job = ? AND item = ? AND status = ?"
@@ -112,6 +111,7 @@ class JobStore(JobReads):
         super().__init__(reader, store.clock)
         self._store = store
         self._redact = redact
+        self._staged: set[str] = set()
 
     # --- transitions -------------------------------------------------------------------------------------
 
@@ -128,8 +128,11 @@ class JobStore(JobReads):
         model: str | None = None,
         role: str | None = None,
     ) -> None:
-        """A job with all its rows, pending. `schema` is JSON text; `model` and `role` are its workers'.
-        Raises StoreError with nothing stored."""
+        """A job with all its rows, pending. `schema` is JSON text; `model` and `role` are its workers'. Many
+        rows are walked over and stored in pieces, between which others write; nobody sees any of them before
+        the last is there. Raises StoreError, or what `rows` raises, with nothing stored."""
+        left = iter(rows)
+        staging = Staging(self._store, swarm, event.job, self._staged)
 
         def op(db: Transaction) -> tuple[None, Sequence[e.Event]]:
             now = self._now()
@@ -157,17 +160,26 @@ class JobStore(JobReads):
                     role,
                 ),
             )
-            count, left = 0, iter(rows)
-            while chunk := list(islice(left, CHUNK)):
-                db.executemany(_INSERT_ITEM, [self._item(event.job, row) for row in chunk])
-                count += len(chunk)
-            if count != event.total:
+            db.executemany(INSERT_ITEM, chunk)
+            staging.finish(db)
+            if (count := staging.count + len(chunk)) != event.total:
                 raise StoreError(
                     f"job {event.name} was announced with {event.total} rows and came with {count}"
                 )
             return None, [event]
 
-        await self._store.transact(swarm, op)
+        try:
+            chunk = await asyncio.to_thread(self._chunk, event.job, left)
+            while following := await asyncio.to_thread(self._chunk, event.job, left):
+                await staging.add(chunk)
+                chunk = following
+            await self._store.transact(swarm, op)
+        except Exception:
+            # One that is cancelled must not take its time: the next who stages takes its rows away.
+            await staging.discard()
+            raise
+        finally:
+            staging.end()
 
     async def start(
         self,
@@ -490,6 +502,17 @@ class JobStore(JobReads):
 
     def _now(self, ahead: float = 0.0) -> str:
         return timestamp(self._store.clock.now() + timedelta(seconds=ahead))
+
+    def _chunk(self, job: str, rows: Iterator[JobInput]) -> list[tuple[Any, ...]]:
+        """The next rows as they are stored."""
+        chunk: list[tuple[Any, ...]] = []
+        size = 0
+        for row in rows:
+            chunk.append(self._item(job, row))
+            size += len(chunk[-1][-1])
+            if len(chunk) == CHUNK or size >= CHUNK_CHARS:
+                break
+        return chunk
 
     def _item(self, job: str, row: JobInput) -> tuple[Any, ...]:
         source = self._redact(row.source_id) if row.source_id is not None else None

@@ -80,13 +80,15 @@ _FIRST = [
         exported_rows INTEGER) WITHOUT ROWID""",
     "CREATE INDEX agent_jobs_swarm ON agent_jobs (swarm)",
     "CREATE INDEX agent_jobs_created ON agent_jobs (created_at)",
+    # The rows of a large job are there before the job is: `agent_job_staging` names it until then.
     """CREATE TABLE agent_job_items (
-        job TEXT NOT NULL REFERENCES agent_jobs (job) ON DELETE CASCADE, item TEXT NOT NULL,
+        job TEXT NOT NULL, item TEXT NOT NULL,
         row_index INTEGER NOT NULL, source_id TEXT, "values" TEXT NOT NULL, status TEXT NOT NULL,
         attempt INTEGER NOT NULL DEFAULT 0, worker TEXT, lease_until TEXT, result TEXT, last_error TEXT,
         started_at TEXT, reported_at TEXT, ended_at TEXT, PRIMARY KEY (job, item))""",
     "CREATE UNIQUE INDEX agent_job_items_row ON agent_job_items (job, row_index)",
     "CREATE INDEX agent_job_items_queue ON agent_job_items (job, status, attempt, row_index)",
+    "CREATE TABLE agent_job_staging (job TEXT PRIMARY KEY, swarm TEXT NOT NULL) WITHOUT ROWID",
     """CREATE TABLE agent_job_attempts (
         job TEXT NOT NULL REFERENCES agent_jobs (job) ON DELETE CASCADE, item TEXT NOT NULL,
         attempt INTEGER NOT NULL, worker TEXT NOT NULL, status TEXT NOT NULL, error TEXT,

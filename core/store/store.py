@@ -127,6 +127,9 @@ class Store:
             self._writer.swarms.pop(swarm, None)
             self._locks.pop(swarm).release()
 
+    def owns(self, swarm: str) -> bool:
+        return swarm in self._locks
+
     def state(self, swarm: str) -> SwarmState:
         """The live state: what is committed, always the same object. Raises StoreError if it is not ours."""
         try:
