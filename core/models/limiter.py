@@ -35,7 +35,7 @@ RETOLD = timedelta(seconds=1)
 RETOLD_PLACE = timedelta(seconds=5)
 """No place in line is told again sooner, nor before it is half of what was told: each word is an event."""
 
-Reason = Literal["slow start", "growth", "rate limit", "settings"]
+Reason = Literal["slow start", "growth", "rate limit", "settings", "asked for"]
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -152,6 +152,13 @@ class Limiter:
             self._slow_start = True
         self._change(bounds.start if was_fixed else self.limit, "settings")
         self._serve()
+
+    def expect(self, count: int) -> None:
+        """Somebody wants `count` at a time: begin there, as long as the server has not said that it takes
+        less."""
+        if self._slow_start and count > self.limit:
+            self._change(count, "asked for")
+            self._serve()
 
     # -- what the answers say
 
@@ -376,6 +383,7 @@ class Limiters:
         self._clock = clock
         self._bounds = bounds or Bounds()
         self._by_model: dict[str, Limiter] = {}
+        self._expected = 0
 
     def ticket(self, model: str) -> Ticket:
         """For one request."""
@@ -384,12 +392,19 @@ class Limiters:
             if len(self._by_model) >= MOST_MODELS:
                 self._by_model = {name: x for name, x in self._by_model.items() if not x.idle()}
             found = self._by_model[model] = Limiter(model, self._clock, self._bounds)
+            found.expect(self._expected)
         return found.ticket()
 
     def configure(self, bounds: Bounds) -> None:
         self._bounds = bounds
         for limiter in self._by_model.values():
             limiter.configure(bounds)
+
+    def expect(self, count: int) -> None:
+        """An operator asked for `count` at a time: no need to find out whether anybody wants so many."""
+        self._expected = max(self._expected, count)
+        for limiter in self._by_model.values():
+            limiter.expect(count)
 
     def refuse(self, error: ModelError) -> None:
         """The account may ask nothing more (its quota is used up)."""

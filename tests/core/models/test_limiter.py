@@ -522,3 +522,40 @@ async def test_models_have_limits_of_their_own_and_idle_ones_are_forgotten(clock
     assert {view.model: view.in_flight for view in limits.views()}["busy"] == 2
     limits.configure(Bounds.fixed(3))
     assert {view.limit for view in limits.views()} == {3}
+
+
+async def test_a_limiter_begins_where_somebody_asked_for_so_many(clock: FakeClock) -> None:
+    limiters = Limiters(clock)
+    limiters.ticket("known")
+    limiters.expect(64)
+    limiters.expect(30)
+    limiters.ticket("new")
+    assert {view.model: view.limit for view in limiters.views()} == {"known": 64, "new": 64}
+    assert [(change.after, change.reason) for change in limiters.views()[0].changes] == [(64, "asked for")]
+
+
+async def test_whoever_waits_goes_at_once_when_more_are_asked_for(clock: FakeClock) -> None:
+    of = limiter(clock, 2)
+    fill(of, 2)
+    waiters = [Waiter(of) for _ in range(3)]
+    await settle()
+    assert of.waiting == 3
+    of.expect(4)
+    await settle()
+    assert (of.in_flight, of.waiting) == (4, 1)
+    for waiter in waiters:
+        waiter.task.cancel()
+
+
+async def test_what_is_asked_for_changes_nothing_where_the_server_has_spoken(clock: FakeClock) -> None:
+    of = limiter(clock, 40)
+    (ticket,) = fill(of, 1)
+    ticket.rate_limited()
+    of.expect(64)
+    assert of.limit == 10
+    fixed = Limiter("m", clock, Bounds.fixed(8))
+    fixed.expect(64)
+    assert fixed.limit == 8
+    bounded = limiter(clock, 20, most=32)
+    bounded.expect(64)
+    assert bounded.limit == 32
