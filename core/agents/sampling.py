@@ -41,7 +41,8 @@ class Sampler:
         self._swarm = agent.swarm
         self._turn = turn
         self._requests = 0
-        self._waiting = False
+        self._wait: Wait | None = None
+        """What was recorded last of what the agent waits for."""
 
     async def ask(
         self, items: Sequence[dict[str, Any]], tools: list[dict[str, Any]], *, shown: bool = True
@@ -84,6 +85,7 @@ class Sampler:
             entry=entry,
         )
         hold = await self._reserve(need)
+        await self._goes_on()  # what a request before this one waited for is over, too
         request = ModelRequest(
             model=agent.model,
             instructions=instructions,
@@ -136,20 +138,17 @@ class Sampler:
     # --- the budget --------------------------------------------------------------------------------------
 
     async def _reserve(self, need: Need) -> Hold:
-        """Room in the budget; waits for it where an operator attends. Raises BudgetSpent."""
+        """Room in the budget; waits for it where an operator attends, and leaves it to the caller to say that
+        this is over. Raises BudgetSpent."""
         budgets, thread = self._swarm.budgets, need.thread
         await self._swarm.append(budgets.unsettled(thread, "the answer was cut"))
-        waited = False
 
         async def wait(detail: str) -> None:
-            nonlocal waited
-            waited = True
             await self._waits(Wait(reason="budget", detail=shorten(clean_line(detail), DETAIL_CHARS)))
 
         while True:
             try:
-                hold = await budgets.reserve(need, lambda: wait(HELD))
-                break
+                return await budgets.reserve(need, lambda: wait(HELD))
             except BudgetSpent as spent:
                 if self._swarm.config.unattended == "refuse":
                     raise
@@ -158,9 +157,6 @@ class Sampler:
                 await wait(str(spent))
                 await spent.change.wait()
                 await self._agent.ensure_slot()
-        if waited:
-            await self._goes_on()
-        return hold
 
     # --- on the way --------------------------------------------------------------------------------------
 
@@ -170,6 +166,8 @@ class Sampler:
             await self._retrying(event)
             if event.metered:
                 hold = await self._reserve(again)
+                if self._wait is not None and self._wait.reason == "budget":
+                    await self._waits(self._retry(event))  # its delay only begins
             hold.sent = False
             return hold
         hold.sent = not isinstance(event, Queued)
@@ -181,12 +179,7 @@ class Sampler:
 
     async def _retrying(self, event: Retrying) -> None:
         thread = self._agent.thread
-        wait = Wait(
-            reason="rate_limit" if event.rate_limited else "retry",
-            detail=event.reason,
-            until=self._swarm.clock.now() + timedelta(seconds=event.delay),
-        )
-        self._waiting = True
+        wait = self._wait = self._retry(event)
         charged = self._swarm.budgets.unsettled(thread, "the answer was cut") if event.metered else []
         await self._swarm.append(
             [
@@ -194,6 +187,14 @@ class Sampler:
                 *charged,
                 e.AgentWaits(agent=thread, wait=wait),
             ]
+        )
+
+    def _retry(self, event: Retrying) -> Wait:
+        """The wait that begins now."""
+        return Wait(
+            reason="rate_limit" if event.rate_limited else "retry",
+            detail=event.reason,
+            until=self._swarm.clock.now() + timedelta(seconds=event.delay),
         )
 
     async def _queued(self, event: Queued) -> None:
@@ -204,12 +205,12 @@ class Sampler:
         await self._waits(wait)
 
     async def _waits(self, wait: Wait) -> None:
-        self._waiting = True
+        self._wait = wait
         await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=wait)])
 
     async def _goes_on(self) -> None:
-        if self._waiting:
-            self._waiting = False
+        if self._wait is not None:
+            self._wait = None
             await self._swarm.append([e.AgentWaits(agent=self._agent.thread, wait=None)])
 
 
