@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from core.agents.swarm import Swarm
 from core.domain import events as e
-from core.domain.commands import Compact, Interrupt, SendInput, SetBudget
+from core.domain.commands import Compact, SendInput, SetBudget
 from core.domain.state import SwarmState
 from core.domain.status import Usage
 from core.models.types import Completed, ModelError, ModelEvent, ModelRequest, Retrying, Sending
