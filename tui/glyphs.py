@@ -169,13 +169,14 @@ def agent_look(agent: AgentState, now: datetime, glyphs: Glyphs) -> Look:
     if name == "waiting" and stopped(agent):
         style = "amber"
     word = "lost" if agent.status == "not_found" else _WORDS[name]
-    if agent.status == "pending_init" and agent.wait is None:
+    if name == "queued" and (agent.wait is None or agent.wait.reason == "startup"):
         word = "starts"
     return Look(glyphs.states[name], word, style)
 
 
 _CALLS = {
     "open": ("running", "runs"),
+    "asks": ("asks", "asks"),
     "ok": ("done", "ok"),
     "error": ("failed", "error"),
     "refused": ("closed", "refused"),

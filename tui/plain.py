@@ -19,6 +19,9 @@ from core.view.cleaning import clean_struct
 from core.view.swarm import SwarmView
 from tui.progress import line as progress_line
 
+MARKER = "<turn_aborted>"
+"""What a model is told of an interrupt; the line about the interrupt says the same to people."""
+
 DETAIL_CHARS = 160
 PROGRESS_SECONDS = 1.0
 """At most one progress line of a job in this time, the first and last always."""
@@ -120,7 +123,7 @@ class PlainLines:
     def _turn_interrupted(self, event: e.TurnInterrupted) -> list[str]:
         if self._worker(event):
             return []
-        return self._say(event, "interrupted", f"by {event.by}", event.reason)
+        return self._say(event, "interrupted", f"by {event.by}" + (":" if event.reason else ""), event.reason)
 
     # --- what it runs on and spends ------------------------------------------------------------------------
 
@@ -171,6 +174,8 @@ class PlainLines:
 
     def _notice(self, event: e.Notice) -> list[str]:
         if event.level == "info" and not self._shown(event):
+            return []
+        if event.text.startswith(MARKER):
             return []
         return self._say(event, "note" if event.level == "info" else event.level, event.text)
 

@@ -101,7 +101,7 @@ def test_failures_and_interrupts_are_told_in_both_scopes() -> None:
         assert "iris errored server said 401" in text
         assert "juno failed no such role" in text
         assert "juno warning cut short" in text
-        assert "root interrupted by operator too slow" in text
+        assert "root interrupted by operator: too slow" in text
         assert ("by the way" in text) == (scope == "all")
 
 

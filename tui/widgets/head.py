@@ -14,6 +14,8 @@ from tui.paint import Line, spread, width_of
 from tui.widgets.painted import Painted
 
 GAP = "   "
+NAMES_CELLS = 20
+"""Of the names of servers that are down; more of them are counted."""
 
 
 def join(parts: list[Line], gap: str = GAP) -> Line:
@@ -151,7 +153,8 @@ class HeadLine(Painted):
         servers = self.view.state.servers.values()
         bad = {server.server: server.status for server in servers if server.status in words.TROUBLE}
         if len(bad) > 1:
-            return f"{len(bad)} servers down"
+            names = ", ".join(text.one_line(name) for name in bad)
+            return f"{names if len(names) <= NAMES_CELLS else f'{len(bad)} servers'} down"
         return " ".join(f"{text.cut(text.one_line(name), 16)} {status}" for name, status in bad.items())
 
 

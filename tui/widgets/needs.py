@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.clock import Clock
-from core.domain.state import Approval
+from core.domain.state import Approval, call_key
 from core.view import budget
 from core.view.swarm import SwarmView
 from tui import text
@@ -12,6 +12,8 @@ from tui.paint import Line, spread, width_of
 from tui.widgets.painted import Painted
 
 COMMAND_LINES = 6
+COMMAND = "exec_command"
+"""The tool whose questions are about a command, which runs in a folder."""
 """Lines of a command that the bar shows."""
 
 
@@ -56,15 +58,20 @@ class NeedsBar(Painted):
         badge = f" {self.glyphs.states['asks']} " + ("needs you " if width >= 100 else "")
         name = text.cut(text.one_line(self.view.name_of(approval.thread)), 16)
         left: Line = [(badge, "amber+rb"), (f" {name}  ", "fg+b")]
-        folder: Line = [("   in ", "muted"), (text.one_line(approval.cwd), "muted")]
+        about = self._about(approval)
         room = width - width_of(left) - width_of(right)
         command = approval.command.strip()
-        if "\n" not in command and width_of([(command, ""), *folder]) < room:
-            return [spread([*left, (command, "amber"), *folder], right, width)]
-        head = spread(
-            [*left, (text.cut(f"in {text.one_line(approval.cwd)}", max(room - 1, 0)), "muted")], right, width
-        )
+        if "\n" not in command and width_of([(f"{command}   {about}", "")]) < room:
+            return [spread([*left, (command, "amber"), (f"   {about}", "muted")], right, width)]
+        head = spread([*left, (text.cut(about, max(room - 1, 0)), "muted")], right, width)
         return [head, *self._command(command, width)]
+
+    def _about(self, approval: Approval) -> str:
+        """Where a command runs; of what is no command, what it is."""
+        call = self.view.state.calls.get(call_key(approval.thread, approval.call))
+        if approval.reason and (call is None or call.name != COMMAND):
+            return text.one_line(approval.reason)
+        return f"in {text.one_line(approval.cwd)}"
 
     def _command(self, command: str, width: int) -> list[Line]:
         """The exact command on lines of its own; of a very long one, how much more there is."""

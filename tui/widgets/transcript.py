@@ -10,11 +10,13 @@ from typing import ClassVar
 from textual.message import Message
 
 from core.clock import Clock
+from core.domain.state import AgentState
 from core.view.swarm import SwarmView
 from core.view.transcript import Row
 from core.view.transcript import Transcript as Rows
-from tui.glyphs import UNICODE, Glyphs
+from tui.glyphs import UNICODE, Glyphs, agent_look
 from tui.paint import Line
+from tui.widgets.bars import why
 from tui.widgets.line_view import LineView
 from tui.widgets.transcript_lines import FOLDED, FULL, OPEN, Setting, default_fold, message_lines, row_lines
 
@@ -144,7 +146,32 @@ class Transcript(LineView):
             time=self._time,
             name=self.view.name_of,
             agent=agent.nickname if agent is not None else "",
+            asked=self._asked(agent),
         )
+
+    def _asked(self, agent: AgentState | None) -> frozenset[str]:
+        if agent is None or not agent.asks:
+            return frozenset()
+        open_ones = self.view.state.approvals.values()
+        return frozenset(one.call for one in open_ones if one.thread == agent.thread)
+
+    def _content(self, y: int) -> tuple[Line, int]:
+        if self.row_count():
+            return super()._content(y)
+        lines = self._before(self.size.width)
+        return (lines[y] if y < len(lines) else []), 0
+
+    def _before(self, width: int) -> list[Line]:
+        """Instead of rows, for an agent that has not begun: its task, and in full why it does not begin."""
+        agent = self.view.agent(self.thread)
+        if agent is None or not (agent.status == "pending_init" or agent.start_failed):
+            return []
+        setting, now = self._setting(width), self.clock.now()
+        look = agent_look(agent, now, self.glyphs)
+        style = look.style.replace("+rb", "+b")
+        said = why(self.view, agent, now)
+        lines = message_lines("", "task", "muted", agent.task, "fg", setting)
+        return lines + message_lines("", f"{look.glyph} {look.word}", style, said, style, setting)
 
     def _time(self, at: datetime) -> str:
         return at.astimezone(self.tz).strftime("%H:%M:%S")

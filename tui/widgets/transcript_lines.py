@@ -37,6 +37,8 @@ class Setting(NamedTuple):
     """A short name for a thread id or a path."""
     agent: str
     """Nickname of the agent whose transcript this is."""
+    asked: frozenset[str] = frozenset()
+    """Its calls that wait for an operator's answer."""
 
 
 def default_fold(call: Call) -> int:
@@ -125,7 +127,7 @@ def _arguments(call: Call, setting: Setting) -> list[Line]:
 
 
 def _call_head(row: Row, call: Call, setting: Setting, fold: int, now: datetime) -> Line:
-    look = call_look(call.status, setting.glyphs)
+    look = call_look("asks" if call.call in setting.asked else call.status, setting.glyphs)
     if call.seconds is not None:
         time = text.took(call.seconds)
     else:
