@@ -426,10 +426,10 @@ class Agent:
             log.error("turn of %s failed", self.path, exc_info=error)
             text = f"internal error: {error!r}"
         text = text[:ERROR_CHARS]
-        failed = e.TurnFailed(agent=self.thread, turn=turn, error=text, seconds=seconds)
+        kind = error.kind if isinstance(error, ModelError) else ""
+        failed = e.TurnFailed(agent=self.thread, turn=turn, error=text, kind=kind, seconds=seconds)
         closing = await self._abort_calls(f"the turn failed: {text}")
-        lost = isinstance(error, ModelError) and error.kind == "not_found"
-        models = sorted(self.swarm.config.models()) if lost else []
+        models = sorted(self.swarm.config.models()) if kind == "not_found" else []
         told = self._tell_parent(prompts.errored_notice(self.path, text, models))
         await self.swarm.append([*closing, failed, *told])
 

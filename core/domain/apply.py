@@ -172,6 +172,7 @@ def _turn_started(state: SwarmState, event: e.TurnStarted, changes: Changes) -> 
             agent,
             status="running",
             status_message="",
+            error_kind="",
             wait=None,
             turn=event.turn,
             turns=agent.turns + 1,
@@ -179,7 +180,9 @@ def _turn_started(state: SwarmState, event: e.TurnStarted, changes: Changes) -> 
         )
 
 
-def _turn_ended(state: SwarmState, event: e.Event, changes: Changes, status: str, message: str) -> None:
+def _turn_ended(
+    state: SwarmState, event: e.Event, changes: Changes, status: str, message: str, kind: str = ""
+) -> None:
     agent = _agent(state, event)
     if agent is not None and agent.status != "shutdown":
         _set(
@@ -188,6 +191,7 @@ def _turn_ended(state: SwarmState, event: e.Event, changes: Changes, status: str
             agent,
             status=status,
             status_message=message,
+            error_kind=kind,
             wait=None,
             turn=None,
             activity="",
@@ -200,7 +204,7 @@ def _turn_completed(state: SwarmState, event: e.TurnCompleted, changes: Changes)
 
 
 def _turn_failed(state: SwarmState, event: e.TurnFailed, changes: Changes) -> None:
-    _turn_ended(state, event, changes, "errored", event.error)
+    _turn_ended(state, event, changes, "errored", event.error, event.kind)
 
 
 def _turn_interrupted(state: SwarmState, event: e.TurnInterrupted, changes: Changes) -> None:

@@ -133,8 +133,11 @@ class TurnCompleted(Event, frozen=True, kw_only=True):
 
 
 class TurnFailed(Event, frozen=True, kw_only=True):
+    """`kind`: what kept the model from answering, a word of `core.models.types.ModelError`; "" else."""
+
     turn: str
     error: str
+    kind: str = ""
     seconds: float = 0.0
 
 

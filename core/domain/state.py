@@ -32,6 +32,8 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: Status = "pending_init"
     status_message: str = ""
     """The final message of `completed`, the error of `errored`, who it was for `interrupted`."""
+    error_kind: str = ""
+    """Of `errored`: what kept the model from answering, as TurnFailed says."""
     wait: Wait | None = None
     turn: str | None = None
     """The running turn."""

@@ -60,6 +60,8 @@ class JobWorkers:
         except SwarmEnding as error:
             raise WorkersGone(str(error)) from error
         if state.spent_all:
-            raise WorkersUnpaid(state.spent)
+            raise WorkersUnpaid(state.spent or "")
+        if state.status == "errored" and state.error_kind == "quota":
+            raise WorkersUnpaid(state.status_message, by="quota")
         status = state.status if state.status in ("completed", "interrupted") else "errored"
         return Outcome(status=status, message=state.status_message)

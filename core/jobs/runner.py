@@ -76,8 +76,8 @@ class JobRunner:
         self._paused = False
         self._stopped_by: str | None = None
         self._cancelled_by: str | None = None
-        self._unpaid: dict[str, str] = {}
-        """Workers that the budget stopped, and what it said: their rows go back to the queue."""
+        self._unpaid: dict[str, WorkersUnpaid] = {}
+        """Workers that the budget or the quota stopped: their rows go back to the queue."""
         self.detached = False
         """Whoever waited for it in a call does so no more: the owner is told, and not woken."""
         self._ending = False
@@ -131,7 +131,7 @@ class JobRunner:
 
     async def run(self) -> None:
         """Returns when the job has ended, or, with rows left, when its swarm ends, when it is paused, or when
-        its budget is spent. Raises StoreError."""
+        its budget or quota is used up. Raises StoreError."""
         plan = self.plan
         try:
             await self._store.jobs.start(plan.swarm, plan.job, self.concurrency, self._by, source="pending")
@@ -236,7 +236,7 @@ class JobRunner:
             await self._row_failed(claim, error)
             worker.cancel()
         elif claim.worker in self._unpaid and self._cancelled_by is None:
-            why = self._unpaid[claim.worker]
+            why = str(self._unpaid[claim.worker])
             await self._store.jobs.give_back(plan.swarm, plan.job, claim.item, claim.worker, why)
             self._settle(claim)
         elif worker.cancelled():
@@ -270,7 +270,7 @@ class JobRunner:
         except (StoreError, WorkersGone):
             raise
         except WorkersUnpaid as unpaid:
-            self._unpaid[claim.worker] = str(unpaid)
+            self._unpaid[claim.worker] = unpaid
             return str(unpaid)
         except Exception as error:
             log.info("job %s: no worker for %s: %r", plan.job, claim.item, error)
@@ -318,7 +318,8 @@ class JobRunner:
         plan = self.plan
         by = self._cancelled_by or self._stopped_by
         if by is None and self._unpaid:
-            await self._store.jobs.pause(plan.swarm, plan.job, "budget", next(iter(self._unpaid.values())))
+            unpaid = next(iter(self._unpaid.values()))
+            await self._store.jobs.pause(plan.swarm, plan.job, unpaid.by, str(unpaid))
             self.over = True
             return
         if by is None and (self._paused or self._store.state(plan.swarm).jobs[plan.job].status == "paused"):

@@ -22,8 +22,12 @@ class WorkersGone(Exception):
 
 
 class WorkersUnpaid(Exception):
-    """The swarm's budget has stopped a worker, and would stop every other: the job pauses. The message is the
-    budget's sentence."""
+    """The means are used up, which has stopped a worker and would stop every other: the job pauses. `by`: the
+    swarm's budget, or the account's quota at the model server. The message is what these said."""
+
+    def __init__(self, message: str, by: Literal["budget", "quota"] = "budget") -> None:
+        super().__init__(message)
+        self.by = by
 
 
 class Workers(Protocol):
