@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.channel.client import ClientError
 from core.config import Settings
 from core.domain.commands import ContinueJob, ResumeSwarm, RunJob
 from core.domain.state import JobState
@@ -16,7 +17,7 @@ from core.safety.text import clean, clean_line
 from tui import exits, headless, reading, setup, signals
 from tui.job_follow import MEANS, Run, close, follow, judge, say
 from tui.owners import owner, owner_text
-from tui.run_agent import author_of
+from tui.run_agent import author_of, failed
 from tui.setup import Connect, own_engine
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def resume(args: Namespace) -> int:
     who = owner(settings.home, left.swarm)
     if left.job.ended or args.dry_run:
         return _no_resume(settings, left, who, args)
-    so_far = Run(job=left.job.job, swarm=left.swarm, state=left.job, elsewhere=who is not None)
+    so_far = Run(swarm=left.swarm, state=left.job, elsewhere=who is not None)
     proceed = ContinueJob(swarm=left.swarm, job=left.job.job, author=author)
 
     async def there() -> int:
@@ -146,12 +147,14 @@ def resume(args: Namespace) -> int:
 
         async with engine_of(settings.home, left.swarm) as client:
             headless.accepted(await client.send(proceed))
+            so_far.job = left.job.job
             return await follow(client, so_far, args.progress, after=left.seq)
 
     async def here() -> int:
         async with own_engine("job")(settings) as client:
             again = ResumeSwarm(swarm=left.swarm, unattended="refuse", author=author)
             headless.accepted(await client.send(again))
+            so_far.job = left.job.job
             if left.job.paused_by not in ("", *MEANS):
                 headless.accepted(await client.send(proceed))
             return await follow(
@@ -159,7 +162,12 @@ def resume(args: Namespace) -> int:
             )
 
     if who is not None:
-        return told(settings, there, so_far, json=args.json)
+        try:
+            return told(settings, there, so_far, json=args.json)
+        except ClientError as error:
+            if so_far.job:
+                raise
+            return failed(error, args.json)  # busy is not absent
     if args.base_url is None and args.model is None:
         settings = setup.going_on(settings, left.server)
     if (missing := settings.missing()) is not None:
