@@ -127,6 +127,8 @@ class Budgets:
         """The sums of the holds."""
         self._line: deque[_Waiter] = deque()
         self._change = asyncio.Event()
+        self.changing = asyncio.Lock()
+        """Held while an operator changes the budget: of two at once none undoes what the other did."""
 
     @property
     def budget(self) -> Budget:

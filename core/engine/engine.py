@@ -27,7 +27,7 @@ from core.engine.models import ModelPool
 from core.engine.pages import agents_page
 from core.engine.resume import take_over, threads_of, unattended_of, with_budget
 from core.engine.setup import settings_of, swarm_config
-from core.engine.steer import steer
+from core.engine.steer import set_budget, steer
 from core.engine.steer_jobs import steer_job
 from core.jobs.service import JobRequest, check_request
 from core.models.limiter import LimiterView
@@ -156,6 +156,9 @@ class Engine:
             case c.PauseJob() | c.ContinueJob() | c.CancelJob() | c.RetryRows() | c.SkipRows() | c.SetJob():
                 swarm = self._swarm(command.swarm)
                 return await steer_job(command, self._hosted[swarm.id].jobs, swarm.state)
+            case c.SetBudget():
+                swarm = self._swarm(command.swarm)
+                return await set_budget(command, swarm, self._hosted[swarm.id].jobs)
             case _:
                 return await steer(command, self._swarm(command.swarm))
 

@@ -1,8 +1,10 @@
-"""What an operator does to the agents of a running swarm."""
+"""What an operator does to the agents of a running swarm, and to its budget."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import msgspec
 
 from core.agents.bounds import check_message
 from core.agents.budget import unpriced_sentence
@@ -12,11 +14,12 @@ from core.domain import commands as c
 from core.domain import events as e
 from core.domain.status import Budget
 from core.engine.errors import CommandError
+from core.jobs.service import JobService
 
 MOST_TOKENS = 2**53
 MOST_DOLLARS = 10**9
 
-Steering = c.SendInput | c.Interrupt | c.Close | c.ResumeAgent | c.SetBudget | c.Compact | c.Decide
+Steering = c.SendInput | c.Interrupt | c.Close | c.ResumeAgent | c.Compact | c.Decide
 
 
 async def steer(command: Steering, swarm: Swarm) -> dict[str, Any]:
@@ -51,16 +54,33 @@ async def steer(command: Steering, swarm: Swarm) -> dict[str, Any]:
             return {"resumed": resumed, "changed": bool(resumed)}
         case c.Compact():
             return {"changed": await ask_for(swarm, command.thread, by=by, dry_run=command.dry_run)}
-        case c.SetBudget():
-            return await _set_budget(command, swarm)
         case c.Decide():
             await swarm.approvals.decide(command.approval, approve=command.approve, by=by)
             return {"changed": True}
 
 
-async def _set_budget(command: c.SetBudget, swarm: Swarm) -> dict[str, Any]:
-    """None leaves a limit as it is, 0 takes it away."""
-    old = swarm.state.budget
+async def set_budget(command: c.SetBudget, swarm: Swarm, jobs: JobService) -> dict[str, Any]:
+    """None leaves a limit as it is, 0 takes it away. If more is allowed than before, jobs that the budget has
+    paused go on."""
+    async with swarm.budgets.changing:
+        old = swarm.state.budget
+        budget = _changed(command, old)
+        models = {agent.model for agent in swarm.state.agents.values() if agent.status != "shutdown"}
+        why = unpriced_sentence(budget, swarm.config.catalog, swarm.config.models() | models)
+        if why is not None:
+            raise CommandError(why, "refused")
+        changed = budget != old and not command.dry_run
+        if changed:
+            await swarm.append([e.BudgetSet(budget=budget, by=command.author)])
+    if changed and _allows_more(old, budget):
+        for job in list(swarm.state.jobs.values()):
+            if job.status == "paused" and job.paused_by == "budget":
+                await jobs.proceed(job.job, command.author)
+    return {"budget": msgspec.structs.asdict(budget), "changed": changed}
+
+
+def _changed(command: c.SetBudget, old: Budget) -> Budget:
+    """Raises CommandError."""
     limits: dict[str, Any] = {}
     for name in Budget.__struct_fields__:
         value = getattr(command, name)
@@ -68,11 +88,9 @@ async def _set_budget(command: c.SetBudget, swarm: Swarm) -> dict[str, Any]:
         if value is not None and not 0 <= value <= most:
             raise CommandError(f"the budget's {name} must be from 0 (no limit) to {most:,}", "usage")
         limits[name] = getattr(old, name) if value is None else value or None
-    budget = Budget(**limits)
-    models = {agent.model for agent in swarm.state.agents.values() if agent.status != "shutdown"}
-    if (why := unpriced_sentence(budget, swarm.config.catalog, swarm.config.models() | models)) is not None:
-        raise CommandError(why, "refused")
-    changed = budget != old
-    if changed and not command.dry_run:
-        await swarm.append([e.BudgetSet(budget=budget, by=command.author)])
-    return {"budget": limits, "changed": changed and not command.dry_run}
+    return Budget(**limits)
+
+
+def _allows_more(old: Budget, new: Budget) -> bool:
+    limits = ((getattr(old, name), getattr(new, name)) for name in Budget.__struct_fields__)
+    return any(was is not None and (now is None or now > was) for was, now in limits)
