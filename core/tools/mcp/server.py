@@ -60,6 +60,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Elicit = Callable[[Question], Awaitable[Reply]]
+Blocked = Callable[[str], contextlib.AbstractAsyncContextManager[None]]
 NOBODY = "nobody can be asked in this run"
 NO_CALL = "no call of its tools was running any more"
 
@@ -101,8 +102,14 @@ class McpServer:
         self._turn = asyncio.Lock()
         self._asking = 0
         self._one_question = asyncio.Lock()
+        self._question = ""
+        """What an operator thinks about."""
+        self._asked = asyncio.Event()
+        """Set while an operator thinks about a question; `_answered` while nobody does."""
         self._answered = asyncio.Event()
         self._answered.set()
+        self._called_now = 0
+        """Calls that the server works on."""
         self._quiet = asyncio.Event()
         """Set while no call runs: nothing is asked then."""
         self._quiet.set()
@@ -264,15 +271,18 @@ class McpServer:
 
     # --- calls --------------------------------------------------------------------------------------------
 
-    async def call(self, offer: Offer, arguments: dict[str, Any], progress: Any) -> tuple[Any, list[str]]:
-        """mcp's `CallToolResult` and notes for the model. Raises McpError with a whole sentence."""
+    async def call(
+        self, offer: Offer, arguments: dict[str, Any], progress: Any, blocked: Blocked
+    ) -> tuple[Any, list[str]]:
+        """mcp's `CallToolResult` and notes for the model. Raises McpError with a whole sentence. `blocked` is
+        entered with what the call waits for, while that is an operator's answer."""
         turn = contextlib.nullcontext() if self.settings.supports_parallel_tool_calls else self._turn
         notes: list[str] = []
         self._notes.append(notes)
         self._quiet.clear()
         try:
             async with turn:
-                return await self._limited(self._called(offer, arguments, progress)), notes
+                return await self._limited(self._called(offer, arguments, progress), blocked), notes
         finally:
             # By identity: lists that are equal are not the same call's.
             self._notes = [other for other in self._notes if other is not notes]
@@ -306,25 +316,33 @@ class McpServer:
             why = self._end.result() if self._end.done() else ""
         return f"the MCP server {self.name} is gone: {why or 'it was stopped'}; {NOT_RESTARTED}"
 
-    async def _limited(self, work: Awaitable[_T]) -> _T:
+    async def _limited(self, work: Awaitable[_T], blocked: Blocked) -> _T:
         """`work` within the call time-out. The time while an operator thinks about a question does not
         count. Cancelled or late, the work is cancelled too, which tells the server."""
-        limit = self.settings.tool_timeout_sec
+        limit = left = self.settings.tool_timeout_sec
         task = asyncio.ensure_future(work)
+        self._called_now += 1
         try:
             while not task.done():
+                if self._asked.is_set():
+                    # Of several calls nobody knows which one the question is for.
+                    alone = self._called_now == 1
+                    async with blocked(self._question) if alone else contextlib.nullcontext():
+                        await _either(task, self._answered)
+                    continue
+                began = self._clock.monotonic()
                 try:
-                    async with self._clock.timeout(limit):
-                        await asyncio.wait({task})
+                    async with self._clock.timeout(max(left, 0.0)):
+                        await _either(task, self._asked)
                 except TimeoutError:
-                    if not self._asking:
-                        raise McpError(
-                            f"the MCP server {self.name} did not answer within {limit:g} s"
-                            " (tool_timeout_sec sets how long a call may take)"
-                        ) from None
-                    await self._answered.wait()
+                    raise McpError(
+                        f"the MCP server {self.name} did not answer within {limit:g} s"
+                        " (tool_timeout_sec sets how long a call may take)"
+                    ) from None
+                left -= self._clock.monotonic() - began
             return task.result()
         finally:
+            self._called_now -= 1
             if not task.done():
                 task.cancel()
                 task.add_done_callback(_taken)
@@ -349,31 +367,34 @@ class McpServer:
         if self._asking >= MAX_QUESTIONS:
             return self._declined(said, f"it asks more than {MAX_QUESTIONS} questions at once")
         self._asking += 1
-        self._answered.clear()
         try:
             async with self._one_question:
                 question = Question(server=self.name, message=said, schema=_cleaned(schema))
-                reply = await self._while_called(self._elicit(question))
+                reply = await self._while_called(self._elicit(question), said)
         finally:
             self._asking -= 1
-            if not self._asking:
-                self._answered.set()
         if reply.action != "accept":
             return self._declined(said, reply.reason or f"the operator chose {reply.action}", reply.action)
         return "accept", reply.content or {}
 
-    async def _while_called(self, asking: Awaitable[Reply]) -> Reply:
+    async def _while_called(self, asking: Awaitable[Reply], said: str) -> Reply:
         """The reply, if it comes before the end of the calls that a question may be for; else the question is
         withdrawn (`asking` is cancelled)."""
         task = asyncio.ensure_future(asking)
-        over = asyncio.ensure_future(self._quiet.wait())
         try:
-            await asyncio.wait({task, over}, return_when=asyncio.FIRST_COMPLETED)
+            # What is declined at once is no wait, and gives the server no time.
+            await self._clock.sleep(0)
+            if not task.done():
+                self._question = f"{self.name} asks: {clean_line(said)}"
+                self._answered.clear()
+                self._asked.set()
+                await _either(task, self._quiet)
             if task.done():
                 return task.result()
             return Reply(action="cancel", reason=NO_CALL)
         finally:
-            over.cancel()
+            self._asked.clear()
+            self._answered.set()
             if not task.done():
                 task.cancel()
                 task.add_done_callback(_taken)
@@ -384,6 +405,15 @@ class McpServer:
             if len(notes) < MAX_NOTES:
                 notes.append(f"[the server asked: {shorten(clean_line(said), 300)}; declined: {reason}]")
         return action, None
+
+
+async def _either(task: asyncio.Future[Any], event: asyncio.Event) -> None:
+    """Wait for the end of `task` or for `event`."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 def folder_of(settings: McpSettings, cwd: Path) -> Path:

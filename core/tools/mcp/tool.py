@@ -82,7 +82,9 @@ class McpTool(Tool):
                 return refusal
         reports = _Reports(ctx)
         try:
-            result, notes = await self._server.call(self._offer, arguments, reports)
+            result, notes = await self._server.call(
+                self._offer, arguments, reports, lambda question: ctx.blocked("approval", question)
+            )
         except McpError as error:
             raise ToolError(str(error)) from None
         finally:

@@ -354,6 +354,26 @@ async def test_a_question_of_a_server_is_asked_at_the_root(stage: Stage, approve
         assert note == ["[the server asked: which one?; declined: denied by the operator]"]
 
 
+async def test_while_a_question_waits_its_call_lends_its_slot_and_says_so(stage: Stage) -> None:
+    """One slot beside the root's: b gets it while the operator thinks about what a's server wants to know."""
+    agents = {
+        "/root": [step(spawn("a"), spawn("b")), step(text="over")],
+        "/root/a": [step(call("docs__ask")), step(text="from a")],
+        "/root/b": [step(text="from b")],
+    }
+    limits = {"wake_parent": False, "max_threads": 2}
+    async with stage.play(agents, **mcp(docs=fake()), limits=limits) as watched:
+        decide = await asked(watched)
+        await watched.until(is_("/root/b", "completed"))
+        waits = watched.at("/root/a").wait
+        assert waits is not None
+        assert (waits.reason, waits.detail) == ("approval", "docs asks: which one?")
+        assert (await watched.client.send(decide)).ok
+        await watched.until(is_("/root/a", "completed"))
+    answered = [event.wait for event in watched.of(e.AgentWaits, "/root/a")]
+    assert answered[-1] is None
+
+
 async def test_a_question_is_withdrawn_with_the_call_that_it_was_for(stage: Stage) -> None:
     agents = {
         "/root": [step(spawn("a")), step(text="over")],

@@ -128,9 +128,22 @@ def ask(number: object, arguments: dict, meta: dict) -> None:
     _want(number, "elicitation/create", {"message": f"{ESC}which one?", "requestedSchema": form})
 
 
+def ask_and_hang(number: object, arguments: dict, meta: dict) -> None:
+    form = {"type": "object", "properties": {}}
+    params = {"message": "go on?", "requestedSchema": form}
+    send({"id": "nothing follows", "method": "elicitation/create", "params": params})
+
+
+def ask_without_end(number: object, arguments: dict, meta: dict) -> None:
+    send({"id": "again", "method": "elicitation/create", "params": AGAIN})
+
+
 def ask_values(number: object, arguments: dict, meta: dict) -> None:
     form = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     _want(number, "elicitation/create", {"message": "which name?", "requestedSchema": form})
+
+
+AGAIN = {"message": "and now?", "requestedSchema": {"type": "object", "properties": {}}}
 
 
 def ask_page(number: object, arguments: dict, meta: dict) -> None:
@@ -189,7 +202,9 @@ CALLS = {
         "structuredContent": {"out": "a" * 40 + "!"},
     },
     "ask": ask,
+    "ask_and_hang": ask_and_hang,
     "ask_page": ask_page,
+    "ask_without_end": ask_without_end,
     "ask_values": ask_values,
     "sample": sample,
     "rename": rename,
@@ -255,6 +270,8 @@ def main() -> None:
             request(message)
         elif message.get("method") == "notifications/cancelled":
             cancelled.append(message["params"])
+        elif message.get("id") == "again":
+            send({"id": "again", "method": "elicitation/create", "params": AGAIN})
         elif str(message.get("id")).startswith("curious"):
             answered.append(message["result"])
         elif message.get("id") in wanted:

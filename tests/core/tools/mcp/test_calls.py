@@ -10,7 +10,7 @@ import pytest
 
 from core.tools.base import Verdict
 from core.tools.mcp.server import Question, Reply
-from tests.clock import FakeClock
+from tests.clock import FakeClock, settle
 from tests.core.tools.mcp.fakes import Fixture, fake
 
 
@@ -287,6 +287,40 @@ async def test_a_question_is_asked_and_the_time_for_it_does_not_count(mcp: Fixtu
     (question,) = asked
     assert (question.server, question.message) == ("s", "which one?")
     assert question.schema["properties"] == {"name": {"type": "string", "description": "its name"}}
+
+
+async def test_only_the_time_for_a_question_does_not_count(mcp: Fixture) -> None:
+    """50 s of thinking leave the whole limit for the server, and not a second more."""
+    clock = FakeClock()
+    wanted, told = asyncio.Event(), asyncio.Event()
+
+    async def elicit(question: Question) -> Reply:
+        wanted.set()
+        await told.wait()
+        return Reply(action="accept")
+
+    async with mcp.running({"s": fake()}, elicit=elicit, clock=clock):
+        task = asyncio.create_task(mcp.failure("s__ask_and_hang"))
+        await wanted.wait()
+        await settle()
+        await clock.advance(50)
+        told.set()
+        await settle()
+        await clock.advance(59)
+        await settle()
+        assert not task.done()
+        await clock.advance(2)
+        assert "did not answer within 60 s" in await task
+
+
+async def test_a_server_gets_no_more_time_by_asking_what_nobody_is_asked(mcp: Fixture) -> None:
+    async def elicit(question: Question) -> Reply:
+        return Reply(action="decline", reason="nobody is there")
+
+    async with mcp.running({"s": fake(tool_timeout_sec=0.5)}, elicit=elicit):
+        async with asyncio.timeout(10):
+            error = await mcp.failure("s__ask_without_end")
+    assert "did not answer within 0.5 s" in error or "flooded" in error
 
 
 async def test_a_question_that_belongs_to_no_call_is_never_asked(mcp: Fixture) -> None:
