@@ -71,11 +71,14 @@ def command_of(args: Namespace) -> RunJob:
             raise exits.Quit(exits.USAGE, f"the schema {args.schema} is not valid JSON: {error}") from None
         if not isinstance(schema, dict):
             raise exits.Quit(exits.USAGE, f"the schema {args.schema} must be a JSON object")
+    if (args.input is None) == (args.glob is None):
+        raise exits.Quit(exits.USAGE, "give exactly one of INPUT and --glob")
     instruction = args.instruction
     if instruction.startswith("@"):
         instruction = _read(instruction[1:], "instruction")
     return RunJob(
-        input_path=args.input,
+        input_path=args.input or "",
+        glob=args.glob,
         instruction=instruction,
         output_path=args.output,
         id_column=args.id_column,
@@ -93,11 +96,15 @@ def _in_folder(command: RunJob, settings: Settings) -> RunJob:
     """Files on the command line are meant from where the operator stands, not from the agents' folder."""
     from msgspec.structs import replace
 
-    output = command.output_path
+    output, given, glob = command.output_path, command.input_path, command.glob
+    if glob is not None and (glob.startswith("~") or Path.cwd() != settings.cwd):
+        # The agents shall find what the rows name.
+        glob = str(Path(glob).expanduser().absolute())
     return replace(
         command,
         cwd=str(settings.cwd),
-        input_path=str(Path(command.input_path).expanduser().absolute()),
+        input_path=str(Path(given).expanduser().absolute()) if given else "",
+        glob=glob,
         output_path=str(Path(output).expanduser().absolute()) if output is not None else None,
     )
 
@@ -218,6 +225,7 @@ def _no_resume(settings: Settings, left: Left, who: dict[str, Any] | None, args:
 
 def dry_run(args: Namespace, command: RunJob) -> int:
     """Read and check everything, show what row 1 would be told and what would be written. Stores nothing."""
+    from core.jobs.globs import read_glob
     from core.jobs.prompt import first_message
     from core.jobs.schema import check_schema
     from core.jobs.table import read_table
@@ -225,7 +233,10 @@ def dry_run(args: Namespace, command: RunJob) -> int:
 
     settings = setup.settings_of(args, asks_model=False)
     command = _in_folder(command, settings)
-    found = read_table(Path(command.input_path), id_column=command.id_column)
+    if command.glob is not None:
+        found = read_glob(command.glob, settings.cwd, id_column=command.id_column)
+    else:
+        found = read_table(Path(command.input_path), id_column=command.id_column)
     template = Template.parse(command.instruction, found.headers)
     if command.output_schema is not None:
         check_schema(command.output_schema)

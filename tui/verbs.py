@@ -148,7 +148,17 @@ def _exec(parser: ArgumentParser) -> None:
 
 
 def _job_run(parser: ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", help="CSV file, one row per worker")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        nargs="?",
+        help="CSV, TSV, JSON lines or Parquet, by its ending; a worker per row",
+    )
+    parser.add_argument(
+        "--glob",
+        metavar="PATTERN",
+        help="the files that match as rows, instead of INPUT: the columns path, name, size",
+    )
     parser.add_argument(
         "--instruction",
         metavar="TEXT|@FILE",

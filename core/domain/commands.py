@@ -56,7 +56,9 @@ class RunJob(Command, frozen=True, kw_only=True, tag="run_job"):
     """
 
     setup: Setup | None = None
-    input_path: str
+    input_path: str = ""
+    glob: str | None = None
+    """Instead of `input_path`: a pattern like `src/**/*.py`, whose files are the rows."""
     instruction: str
     cwd: str = "."
     output_path: str | None = None

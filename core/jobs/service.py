@@ -20,6 +20,7 @@ from core.domain.state import JobState
 from core.domain.status import Spending, Usage
 from core.jobs.errors import ExportError, JobInputError
 from core.jobs.export import check_output, export_csv
+from core.jobs.globs import MAGIC, read_glob
 from core.jobs.runner import JobPlan, JobRunner
 from core.jobs.schema import check_schema
 from core.jobs.table import Table, read_table
@@ -42,9 +43,11 @@ OUT_OF_MEANS = ("budget", "quota")
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks for; None means the setting's default. Paths count from `cwd`."""
+    """What somebody asks for; None means the setting's default. Paths count from `cwd`. The rows are those of
+    the file `input_path`, or the files that the pattern `glob` names."""
 
-    input_path: str
+    input_path: str = ""
+    glob: str | None = None
     instruction: str
     cwd: Path
     output_path: str | None = None
@@ -67,6 +70,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, command: RunJob) -> JobRequest:
         return cls(
             input_path=command.input_path,
+            glob=command.glob,
             instruction=command.instruction,
             cwd=Path(command.cwd),
             output_path=command.output_path,
@@ -119,8 +123,7 @@ def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJo
         raise JobInputError("a job needs at least one slot for a worker; raise agents.max_threads above 1")
     if request.output_schema is not None:
         check_schema(request.output_schema)
-    source = resolve(request.input_path, request.cwd, inside=request.inside)
-    table = read_table(source, id_column=request.id_column)
+    source, table = _input(request)
     template = Template.parse(request.instruction, table.headers)
     job = job_uuid()
     output = None
@@ -133,6 +136,8 @@ def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJo
             check_output(output, source)
         except ExportError as error:
             raise JobInputError(str(error)) from None
+        if table.rows.is_input(output):
+            raise JobInputError(f"the output {output} is one of the input's files; give another name")
     notes = []
     if table.blank:
         notes.append(f"{table.blank} blank row{'s' if table.blank > 1 else ''} of {source.name} left out")
@@ -151,6 +156,18 @@ def _check(request: JobRequest, settings: JobsSettings, slots: int) -> CheckedJo
         max_attempts=attempts,
         notes=tuple(notes),
     )
+
+
+def _input(request: JobRequest) -> tuple[Path, Table]:
+    """Where the rows come from, which is no file for a pattern of files; and the rows."""
+    if request.glob is None:
+        source = resolve(request.input_path, request.cwd, inside=request.inside)
+        return source, read_table(source, id_column=request.id_column)
+    if request.input_path:
+        raise JobInputError("give an input file or a pattern of files, not both")
+    cwd = request.cwd.absolute()
+    table = read_glob(request.glob, cwd, inside=request.inside, id_column=request.id_column)
+    return cwd / request.glob, table
 
 
 class JobService:
@@ -533,7 +550,11 @@ def plan_of(swarm: str, stored: StoredJob, slots: int, *, tell_owner: bool) -> J
 
 
 def default_output(source: Path, job: str) -> Path:
-    """Where a job's CSV goes that was told no place: beside its input."""
+    """Where a job's CSV goes that was told no place: beside its input; for a pattern of files into the folder
+    in which it searches."""
+    wild = next((at for at, part in enumerate(source.parts) if MAGIC & set(part)), None)
+    if wild is not None and not source.exists():
+        return Path(*source.parts[:wild]) / f"files.agent-job-{job[:8]}.csv"
     return source.with_name(f"{source.stem}.agent-job-{job[:8]}.csv")
 
 

@@ -57,6 +57,10 @@ class Source(Protocol):
         """The records in order; blank lines too. Raises JobInputError."""
         ...
 
+    def is_input(self, path: Path) -> bool:
+        """Whether `path` is one of the files that are its records."""
+        ...
+
 
 def file_source(path: Path) -> Source:
     """The source for a file, by its ending; CSV if it is none of the others."""
@@ -84,6 +88,9 @@ class _File:
         except OSError:
             return ()
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+    def is_input(self, path: Path) -> bool:
+        return False
 
     def descriptor(self) -> int:
         """A regular file and nothing else: a pipe or a device would block, or never end."""

@@ -64,6 +64,10 @@ class Rows:
             index += 1
         self._check(index)
 
+    def is_input(self, path: Path) -> bool:
+        """Whether `path` is one of the files that are the rows."""
+        return self._source.is_input(path)
+
     def _check(self, count: int | None = None) -> None:
         if self._source.stamp() != self._stamp or count not in (None, self._total):
             raise JobInputError(f"{self._source.name} was changed while it was read; nothing was stored")
