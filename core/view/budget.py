@@ -37,8 +37,10 @@ class Limit(NamedTuple):
         return self.kind.startswith("per_agent")
 
     def amount(self, value: float) -> str:
-        """A value of this limit in full: "1,000,000", "$5.00"."""
-        return f"${value:,.2f}" if self.money else f"{math.floor(value):,}"
+        """A value of this limit in full: "1,000,000", "$5.00", "$0.0174"."""
+        if self.money:
+            return f"${value:.4f}" if 0 < value < 0.1 else f"${value:,.2f}"
+        return f"{math.floor(value):,}"
 
     def words(self) -> str:
         """ "1,000,000 of 1,000,000 tokens used", "$5.00 of $5.00 used by one agent"."""
@@ -91,7 +93,12 @@ def binding(state: SwarmState) -> Limit | None:
         named, needs = _NAMED.search(said), _NEEDS.search(said)
         for limit in found:
             if named is not None and limit.kind == named[1]:
-                return limit._replace(needed=float(needs[1].replace(",", "")) if needs is not None else 0)
+                used = limit.used
+                if limit.per_agent:  # not of the agent that used most, but of the one that is stopped
+                    used = _dollars(agent) if limit.money else _tokens(agent)
+                return limit._replace(
+                    used=used, needed=float(needs[1].replace(",", "")) if needs is not None else 0
+                )
     return max(found, key=lambda limit: limit.share, default=None)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from core.domain import events as e
-from core.domain.status import Wait
+from core.domain.status import Budget, Usage, Wait
+from core.view.swarm import SwarmView
 from tests.tui.fake_client import FakeClient
 from tests.tui.spending import stopped
 from tests.tui.stage import audit_client, ready, screen_text, stage
@@ -139,8 +140,6 @@ def test_in_lines_an_interrupt_is_told_once() -> None:
         e.Notice(agent=ROOT, text=marker, level="warning"),
         e.TurnInterrupted(agent=ROOT, turn="t1", by="budget", reason="limit reached"),
     )
-    from core.view.swarm import SwarmView
-
     view = SwarmView()
     teller = PlainLines(view, "all")
     told = []
@@ -149,3 +148,43 @@ def test_in_lines_an_interrupt_is_told_once() -> None:
         told += teller.lines(event)
     assert "turn_aborted" not in "\n".join(told)
     assert told[-1].endswith("root interrupted by budget: limit reached")
+
+
+async def test_the_budget_bar_says_what_the_stopped_agent_used_and_needs() -> None:
+    """Not what another agent used, which has used more."""
+    detail = (
+        "limit reached: budget.per_agent_tokens = 14,250; /root has spent 3,617, and its next request needs"
+        " at least 11,000"
+    )
+    story = small(
+        e.BudgetSet(budget=Budget(per_agent_tokens=14_250), by="operator"),
+        e.ResponseCompleted(agent=ROOT, response="r", usage=Usage(input=3617, total=3617)),
+        e.ResponseCompleted(agent=thread(2), response="r", usage=Usage(input=9659, total=9659)),
+        e.AgentWaits(agent=ROOT, wait=Wait(reason="budget", detail=detail)),
+    )
+    app = stage(FakeClient(story.events))
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        said = "3,617 of 14,250 tokens used by one agent; root waits for 11,000 more"
+        assert said in screen_text(app)
+        assert "b raise" in screen_text(app)
+        await press(pilot, "b")
+        assert said in screen_text(app)
+        assert "b raise" not in screen_text(app)
+        await press(pilot, "escape")
+        assert "b raise" in screen_text(app)
+
+
+async def test_small_sums_of_money_are_not_rounded_away() -> None:
+    detail = (
+        "limit reached: budget.cost = $0.0200; $0.0174 is spent, and its next request needs at least $0.0049"
+    )
+    story = small(
+        e.BudgetSet(budget=Budget(cost=0.02), by="operator"),
+        e.ResponseCompleted(agent=ROOT, response="r", usage=Usage(input=9, total=9), cost=0.0174),
+        e.AgentWaits(agent=ROOT, wait=Wait(reason="budget", detail=detail)),
+    )
+    app = stage(FakeClient(story.events))
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        assert "$0.0174 of $0.0200 used; root waits for $0.0049 more" in screen_text(app)

@@ -326,6 +326,7 @@ class SwarmScreen(Screen[None]):
         self.job_head.active = focused is self.table
         self.label.active = focused is self.composer
         self.needs.composing = self.typing
+        self.needs.raising = focused is self.question.field
         panes = {self.agents: "agents", self.transcript: "thread", self.table: "jobs"}
         if isinstance(focused, LineView) and focused in panes and panes[focused] != self.pane:
             self._show_pane(panes[focused])

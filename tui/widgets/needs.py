@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 from core.clock import Clock
 from core.domain.state import Approval, call_key
 from core.view import budget
@@ -30,6 +32,8 @@ class NeedsBar(Painted):
         self.wanted: str | None = None
         """Thread whose approval is shown first; None: the oldest of all."""
         self.composing = False
+        self.raising = False
+        """The new limit is being typed: how to begin that is not said."""
         self.offline = False
         """Nobody can be answered now: no key is offered."""
         self.painted: str | None = None
@@ -95,9 +99,12 @@ class NeedsBar(Painted):
         limit = budget.binding(self.view.state)
         said = f"{limit.words()}; {who}" if limit is not None else who
         keys = "esc, then b raise" if self.composing else "b raise"
-        right: Line = [(f"  {keys} ", "amber+b")] if not self.offline else []
+        right: Line = [(f"  {keys} ", "amber+b")] if not (self.offline or self.raising) else []
         left: Line = [(f" {self.glyphs.states['asks']} budget ", "amber+rb")]
         room = width - width_of(left) - width_of(right) - 2
+        if limit is not None and limit.needed:
+            longer = f"{said} for {limit.amount(limit.needed)} more"
+            said = longer if cell_len(longer) <= room else said
         return [spread([*left, ("  " + text.cut(said, max(room, 0)), "amber")], right, width)]
 
     def height_needed(self, width: int) -> int:
