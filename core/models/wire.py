@@ -91,7 +91,7 @@ def decode(data: bytes, kind: Any) -> Any:
 
 def usage_of(data: Any) -> Usage | None:
     """Token counts of a response's usage object; None when the server gave none. What is not a sane count
-    is 0."""
+    is 0, and the whole is no less than its parts."""
     if not isinstance(data, dict):
         return None
 
@@ -107,7 +107,8 @@ def usage_of(data: Any) -> Usage | None:
         reasoning=count(data.get("output_tokens_details"), "reasoning_tokens"),
         total=count(data, "total_tokens"),
     )
-    return given if given.total else msgspec.structs.replace(given, total=given.input + given.output)
+    parts = given.input + given.output
+    return given if given.total >= parts else msgspec.structs.replace(given, total=parts)
 
 
 def checked_items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -98,6 +98,12 @@ def test_half_characters_become_replacement_characters() -> None:
             Usage(input=5, output=3, total=8),
         ),
         ({"input_tokens": -1, "output_tokens": 1e300, "total_tokens": "many"}, Usage()),
+        (
+            # A total that leaves something out would let a budget be exceeded.
+            {"input_tokens": 5_000, "output_tokens": 30, "total_tokens": 30},
+            Usage(input=5_000, output=30, total=5_030),
+        ),
+        ({"input_tokens": 5, "output_tokens": 3, "total_tokens": 12}, Usage(input=5, output=3, total=12)),
     ],
 )
 def test_usage(data: Any, usage: Usage | None) -> None:
