@@ -159,7 +159,7 @@ def parser_of(name: str) -> ArgumentParser:
             raise exits.Quit(exits.USAGE, f"{clean_line(message)} ({hint})")
 
     verb = VERBS[name]
-    epilog = f"example:\n  {verb.example}"
+    epilog = f"{verb.notes}\n\nexample:\n  {verb.example}".lstrip()
     if not name:
         width = max(len(other) for other in VERBS)
         shown = {other: verb for other, verb in VERBS.items() if other and not verb.hidden}

@@ -199,6 +199,12 @@ def _judge_jobs(state: SwarmState, outcome: Outcome) -> int:
     for job in state.jobs.values():
         _say(f"job {job.name}: {job.completed} of {job.total} rows done, {job.failed} failed")
         _say(f"its results: watchroom job show {job.job[:8]}")
+    for job in state.jobs.values():
+        if job.status == "paused" and job.paused_by != "budget":
+            why = f": {job.pause_reason}" if job.pause_reason else ""
+            _say(f"it is paused by {job.paused_by}{why}")
+            _say(f"go on with: watchroom job resume {job.job[:8]}")
+            return exits.QUOTA if job.paused_by == "quota" else exits.ERROR
     if any(job.status == "paused" for job in state.jobs.values()):
         outcome.spent = spent.paused(state)
         return exits.BUDGET

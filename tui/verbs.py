@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tui import job_notes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -56,6 +58,7 @@ class Verb:
 
     `options` are the common options (first spelling) that matter to it: its help lists them. The others are
     taken all the same, so that a script may give every verb the same ones. A `hidden` verb is for programs.
+    `notes` stand in its help, behind the options.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Verb:
         *,
         options: frozenset[str] = READS,
         hidden: bool = False,
+        notes: str = "",
     ) -> None:
         self.run = run
         self.summary = summary
@@ -74,6 +78,7 @@ class Verb:
         self.arguments = arguments or (lambda parser: None)
         self.options = options
         self.hidden = hidden
+        self.notes = notes
 
 
 # --- values ----------------------------------------------------------------------------------------------
@@ -413,10 +418,11 @@ VERBS: dict[str, Verb] = {
     ),
     "job run": Verb(
         "tui.run_job:run",
-        "map one worker agent over each row of a CSV file",
+        "map one worker agent over each row of a table",
         f'{PROGRAM} job run files.csv --instruction "Count the lines of {{path}}." --output counted.csv',
         _job_run,
         options=RUNS | {"--progress"},
+        notes=job_notes.RUN,
     ),
     "job list": Verb(
         "tui.job_shown:show_list", "jobs in the store, newest first", f"{PROGRAM} job list --json"

@@ -101,7 +101,23 @@ def test_the_manuals_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> Non
     for name, verb in cli.VERBS.items():
         assert (f"\n  {name} " in shown) != verb.hidden or not name
     assert cli.main(["job", "--help"]) == exits.OK
-    assert "list,run,show" in capsys.readouterr().out
+    assert "{cancel,export,list,pause,resume,retry,rows,run,set,show,skip}" in capsys.readouterr().out
+
+
+def test_the_help_of_job_run_is_its_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    from core.jobs.table import EXPORT_COLUMNS
+
+    assert cli.main(["job", "run", "--help"]) == exits.OK
+    shown = capsys.readouterr().out
+    assert " ".join(EXPORT_COLUMNS) in shown
+    for part in ("input", "instruction", "rows", "result", "output", "later", "exit codes"):
+        assert f"\n{part}: " in shown
+    told = shown.partition("exit codes: ")[2].replace("\n", " ")
+    for code in (exits.OK, exits.ERROR, exits.USAGE, exits.FAILED_ROWS, exits.BUDGET, exits.QUOTA, 130, 143):
+        assert f" {code} " in f" {told} "
+    for verb in (name.split()[1] for name in cli.VERBS if name.startswith("job ")):
+        assert f"{verb}" in shown.partition("\nlater: ")[2] or verb == "run"
+    assert shown.isascii()
 
 
 # --- which verb ------------------------------------------------------------------------------------------
@@ -153,8 +169,8 @@ def test_common_options_count_before_and_after_the_verb() -> None:
         (["jobs"], "did you mean job?"),
         (["sesion", "list"], "did you mean session?"),
         (["help"], "did you mean --help?"),
-        (["job"], "job needs one of list, run, show"),
-        (["job", "resume", "x"], "job needs one of list, run, show after it, not 'resume'"),
+        (["job"], "job needs one of cancel, export, list, pause"),
+        (["job", "go", "x"], "show, skip after it, not 'go'"),
         (["job", "ru\x1b[31mn"], "not 'run'"),
         (["exec"], "TASK"),
         (["exec", "a", "b"], "unrecognized arguments: b"),

@@ -191,6 +191,72 @@ def test_how_a_job_ended_is_its_exit_code(
     assert shown.out == ""
 
 
+def paused(by: str, *more: e.AnyEvent, reason: str = "") -> FakeEngine:
+    """A job of two rows that is paused after the first."""
+    events = story.job(2, 0)
+    first = next(n for n, event in enumerate(events) if isinstance(event, e.JobRowEnded)) + 1
+    return FakeEngine([], [*events[:first], e.JobPaused(job=JOB, by=by, reason=reason), *more])
+
+
+@pytest.mark.parametrize(("by", "code"), [("budget", exits.BUDGET), ("quota", exits.QUOTA)])
+def test_out_of_means_is_an_exit_code_of_its_own(
+    by: str, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_the_job(paused(by, reason="nothing is left\x1b[31m")) == code
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[-4:] == [
+        f"job {JOB[:8]} [##########----------] 1/2 50% ✗0 ◍0 ◌1 paused by {by}",
+        f"watchroom: the {by} stopped it: nothing is left",
+        f"watchroom: 1 of 2 rows done, 0 failed; results so far are stored: watchroom job show {JOB[:8]}",
+        f"watchroom: go on with: watchroom job resume {JOB[:8]}",
+    ]
+
+
+def test_the_budgets_way_on_names_more_of_it(capfd: pytest.CaptureFixture[str]) -> None:
+    said = "limit reached: budget.tokens = 9,000; 8,000 are spent, and its next request needs at least 2,000"
+    assert run_the_job(paused("budget", reason=said)) == exits.BUDGET
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == f"watchroom: go on with: watchroom job resume {JOB[:8]} -c budget.tokens=18000"
+
+
+def test_what_an_operator_has_paused_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    rest = story.job(2, 0)
+    first = next(n for n, event in enumerate(rest) if isinstance(event, e.JobRowEnded)) + 1
+    again = e.JobStarted(job=JOB, concurrency=2, by="nora")
+    engine = paused("nora", again, e.JobCancelling(job=JOB, by="nora"), *rest[first:])
+    assert run_the_job(engine) == exits.OK
+    shown = capfd.readouterr()
+    assert shown.out == "/w/out.csv\n"
+    drawn = [line for line in shown.err.splitlines() if "[##" in line]
+    assert any(line.endswith(" paused by nora") for line in drawn)
+    assert any(line.endswith(" cancelling") for line in drawn)
+    assert "2/2 100%" in drawn[-1]
+    assert "cancelling" not in drawn[-1]
+
+
+def test_other_jobs_of_its_swarm_are_not_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    other = "0" * 8
+    events = story.job(2, 0)
+    beside: list[e.AnyEvent] = [
+        e.JobCreated(
+            job=other, name="o", instruction="", input_path="", output_path=None, total=1, concurrency=1
+        ),
+        e.JobPaused(job=other, by="quota", reason="no"),
+        e.JobExported(job=other, path="/other.csv", rows=1),
+        e.JobEnded(job=other, status="failed", error="broken"),
+    ]
+    assert run_the_job(FakeEngine([], [*events[:4], *beside, *events[4:]])) == exits.OK
+    assert capfd.readouterr().out == "/w/out.csv\n"
+
+
+def test_an_engine_that_is_gone_names_the_command_that_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_the_job(FakeEngine([], story.job(3, 0)[:8])) == exits.ERROR
+    said = capfd.readouterr().err.splitlines()
+    assert f"watchroom: go on with: watchroom job resume {JOB[:8]}" in said
+    assert said[-1].startswith("watchroom: the engine ended before swarm")
+
+
 def test_a_job_that_is_refused_stores_nothing_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     engine = FakeEngine(refuse=Reply(ok=False, error="in.csv is empty", code="usage"))
     assert run_the_job(engine) == exits.USAGE
