@@ -262,6 +262,7 @@ def _target(args: Namespace, job: JobState) -> Path:
     if job.output_path is not None:
         output = Path(job.output_path)
     else:
-        source = Path(job.input_path)
-        output = source.with_name(f"{source.stem}.agent-job-{job.job[:8]}.csv")
+        from core.jobs.service import default_output
+
+        output = default_output(Path(job.input_path), job.job)
     return output if args.format == "csv" else output.with_suffix(f".{args.format}")
