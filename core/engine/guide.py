@@ -6,6 +6,7 @@ repository), only if they are plain text, and only so much of them.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import stat
@@ -96,9 +97,10 @@ def _read(path: Path, top: Path, room: int) -> tuple[str, str]:
         raise _Unusable(clean_line(why)) from None
     if b"\0" in raw:
         raise _Unusable("it is no text")
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         # A character that the limit cut in two is not the file's fault.
-        decoded = raw.decode("utf-8-sig") if more <= 0 else _cut(raw)
+        decoded = raw.decode() if more <= 0 else _cut(raw)
     except UnicodeDecodeError:
         raise _Unusable("it is not UTF-8") from None
     return clean(decoded).strip(), size_of(more) if more > 0 else ""
@@ -115,8 +117,8 @@ def _bytes(fd: int, count: int) -> bytes:
 def _cut(raw: bytes) -> str:
     """As much as are whole characters; raises UnicodeDecodeError if it is not UTF-8 before its end."""
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as error:
         if error.start < len(raw) - 3:
             raise
-        return raw[: error.start].decode("utf-8-sig")
+        return raw[: error.start].decode()

@@ -74,14 +74,15 @@ def test_a_huge_one_is_cut_and_the_nearest_goes_first(repo: Path, caplog: pytest
     assert parts(repo / "sub") == ["n" * MAX_BYTES + "\n[7 kB more is left out]"]
 
 
-def test_the_limit_never_cuts_a_character(repo: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_limit_never_cuts_a_character(repo: Path, mark: str) -> None:
     for shift in range(4):
-        (repo / NAME).write_text("x" * shift + "😀" * 10_000)
+        (repo / NAME).write_text(mark + "x" * shift + "😀" * 10_000)
         [text] = parts(repo)
         said, _, left = text.partition("\n")
         assert set(said) == {"x", "😀"} if shift else set(said) == {"😀"}
         assert "left out" in left
-        assert len(said.encode()) > MAX_BYTES - 4
+        assert len(said.encode()) > MAX_BYTES - len(mark.encode()) - 4
     with (repo / NAME).open("wb") as file:
         file.truncate(10**12)  # a hole: nothing reads it to its end
     assert parts(repo) == []
