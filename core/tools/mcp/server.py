@@ -307,6 +307,9 @@ class McpServer:
                 await asyncio.wait({self._finished})
             raise McpError(self._gone()) from None
         except McpError as error:
+            if self._end.done() and self._end.result() not in ("", CLOSED):
+                # The transport knows better what an answer meant: that it wants a login, say.
+                raise McpError(self._gone()) from None
             raise McpError(f"the MCP server {self.name}: {error}") from None
 
     def _gone(self) -> str:

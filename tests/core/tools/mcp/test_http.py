@@ -103,6 +103,17 @@ async def test_a_login_is_refused_in_one_sentence(mcp: Fixture, status: int) -> 
         )
 
 
+async def test_a_login_that_a_call_asks_for_is_refused_in_the_same_sentence(mcp: Fixture) -> None:
+    server = Server({"hello": web.Response(status=401)})
+    said = "it asks for a login (HTTP 401), and neither OAuth nor another login is supported"
+    async with serving(server.handle) as url, mcp.running({"web": McpSettings(url=url)}):
+        for _ in range(2):
+            assert await mcp.failure("web__hello") == (
+                f"the MCP server web is gone: {said}; it is not restarted while the swarm runs"
+            )
+        assert (await mcp.until("ended")).detail == said
+
+
 async def test_a_redirect_elsewhere_is_not_followed(mcp: Fixture) -> None:
     trap = Server({"hello": text("stolen")})
 
