@@ -29,7 +29,7 @@ from core.engine.resume import take_over, threads_of, unattended_of, with_budget
 from core.engine.setup import settings_of, swarm_config
 from core.engine.steer import set_budget, steer
 from core.engine.steer_jobs import steer_job
-from core.jobs.service import JobRequest, check_request
+from core.jobs.request import JobRequest, check_request
 from core.models.limiter import LimiterView
 from core.models.types import ModelError
 from core.safety.redact import Redactor

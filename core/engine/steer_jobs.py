@@ -7,7 +7,8 @@ from typing import Any
 from core.domain import commands as c
 from core.domain.state import JobState, SwarmState
 from core.engine.errors import CommandError
-from core.jobs.service import MAX_CONCURRENCY, JobService
+from core.jobs.request import MAX_CONCURRENCY
+from core.jobs.service import JobService
 from core.safety.text import clean_line, shorten
 
 JobSteering = c.PauseJob | c.ContinueJob | c.CancelJob | c.RetryRows | c.SkipRows | c.SetJob

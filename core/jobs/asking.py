@@ -10,7 +10,8 @@ from pydantic import Field
 
 from core.domain.limits import Limits
 from core.jobs.errors import ExportError, JobInputError
-from core.jobs.service import OUT_OF_MEANS, JobService, default_output, resolve
+from core.jobs.request import default_output, resolve
+from core.jobs.service import OUT_OF_MEANS, JobService
 from core.safety.text import clean_line, shorten
 from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput
 

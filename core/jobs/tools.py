@@ -11,7 +11,8 @@ import msgspec
 from pydantic import AliasChoices, Field
 
 from core.jobs.errors import JobInputError
-from core.jobs.service import JobRequest, JobService, check_request, read_instruction, resolve
+from core.jobs.request import JobRequest, check_request, read_instruction, resolve
+from core.jobs.service import JobService
 from core.safety.text import clean_line, shorten
 from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput
 

@@ -14,7 +14,8 @@ from core.config import JobsSettings
 from core.domain.events import AgentSpawned, AnyEvent, SwarmStarted
 from core.domain.state import JobState
 from core.jobs.errors import JobInputError
-from core.jobs.service import JobRequest, JobService
+from core.jobs.request import JobRequest
+from core.jobs.service import JobService
 from core.jobs.workers import Outcome
 from core.store.store import Store
 from core.tools.base import Tool, ToolOutput, Verdict, parse_args

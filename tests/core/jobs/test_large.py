@@ -216,7 +216,7 @@ MEASURED = textwrap.dedent(
     from core.config import JobsSettings
     from core.domain.events import Notice, SwarmStarted
     from core.jobs.export import export_job
-    from core.jobs.service import JobRequest, check_request
+    from core.jobs.request import JobRequest, check_request
     from tests.core.jobs.room import SWARM
     from tests.core.jobs.test_large import OTHER, created, other_store
     from msgspec.structs import replace

@@ -11,7 +11,8 @@ import pytest
 from core.domain.commands import RunJob
 from core.domain.events import JobCreated, JobEnded, JobExported, JobStarted, Notice
 from core.jobs.errors import JobInputError
-from core.jobs.service import JobRequest, JobService, resolve
+from core.jobs.request import JobRequest, resolve
+from core.jobs.service import JobService
 from core.jobs.tools import SpawnAgentsOnCsv
 from core.jobs.workers import Outcome
 from core.tools.base import ToolError, parse_args
