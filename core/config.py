@@ -394,10 +394,26 @@ def _environment_keys() -> dict[str, tuple[list[str], bool]]:
 
 def _assignment(text: str) -> _Source:
     key, equals, value = text.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(re.fullmatch(r"[A-Za-z0-9_-]+", part) for part in path):
+    path = _path(key)
+    if not equals or not path:
         raise ConfigError(f"-c takes key=value with dots between tables, not {_show(text)}")
     return _Source(_nest(path, _toml(value.strip())), _show(f"-c {text}"), where="by")
+
+
+def _path(key: str) -> list[str]:
+    """The parts of a key; one with dots of its own is quoted, as in a file: `catalog."m-1.5".input`. Empty if
+    it is none."""
+    if "\n" in key:
+        return []
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return []
+    path: list[str] = []
+    while isinstance(table, dict) and table:  # of a comment nothing is left
+        part, table = next(iter(table.items()))
+        path.append(part)
+    return path
 
 
 def _toml(value: str) -> Any:

@@ -208,6 +208,15 @@ def test_any_assignment_either_loads_or_is_one_clear_sentence(text: str) -> None
     assert "\x1b" not in said
 
 
+def test_a_name_with_dots_is_quoted_on_the_command_line(home: Home) -> None:
+    """Models are called so, and the message about a missing price names `[catalog."*"]`."""
+    values = ['catalog."m-1.5".input=1', "catalog.'*'.output=2.5"]
+    catalog = home.load(values=values).catalog
+    assert (catalog["m-1.5"].input, catalog["*"].output) == (1, 2.5)
+    for wrong in ('catalog."m.input=1', "#=1", "[model]=1", 'a."b"c=1', '""=1'):
+        assert "-c" in home.error(values=[wrong])
+
+
 def test_the_key_is_read_by_the_name_that_is_set_and_never_shown(home: Home) -> None:
     environ = {"OPENAI_API_KEY": "sk-openai", "OTHER": " sk-other-1234\n"}
     first, second = home.load(environ), home.load(environ, options={"api_key_env": "OTHER"})
