@@ -1,4 +1,4 @@
-"""Steering a job that nobody runs: what is written to the store, who is kept out, and that it goes on after."""
+"""Steering a job that nobody runs: what is stored, who is kept out, and that it goes on after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from core.domain import commands as c
 from core.domain import events as e
-from core.domain.status import Budget
 from core.engine.errors import REFUSALS, refusal
 from core.engine.offline import steer_ownerless
 from core.engine.steer_jobs import JobSteering, steer_job
@@ -135,7 +134,6 @@ async def test_failed_rows_go_back_and_their_job_with_them(room: Room) -> None:
 
 
 async def test_the_concurrency_is_kept_for_whoever_goes_on(room: Room) -> None:
-    await room.store.append(SWARM, [e.BudgetSet(budget=Budget(), by="nora")])
     room.behave = some_hang({"row-1"})
     async with begun(room, rows=6, at_work=1, max_concurrency=1) as job:
         slots = room.store.state(SWARM).slots
