@@ -11,6 +11,10 @@ from core.jobs.errors import JobInputError
 from core.jobs.workers import Outcome, WorkersGone, WorkersUnpaid
 from core.tools.base import Tool
 
+_USED_UP = ("quota", "rate_limit")
+"""Errors for which no row is to blame. A rate limit is an error only when the server asks for a longer wait than
+any request should have, or has refused for minutes: what it allows is used up for now."""
+
 
 class JobWorkers:
     """`core.jobs.workers.Workers` on a swarm's control plane."""
@@ -61,7 +65,7 @@ class JobWorkers:
             raise WorkersGone(str(error)) from error
         if state.spent_all:
             raise WorkersUnpaid(state.spent or "")
-        if state.status == "errored" and state.error_kind == "quota":
-            raise WorkersUnpaid(state.status_message, by="quota")
+        if state.status == "errored" and state.error_kind in _USED_UP:
+            raise WorkersUnpaid(f"{state.status_message} (at row {item})", by="quota")
         status = state.status if state.status in ("completed", "interrupted") else "errored"
         return Outcome(status=status, message=state.status_message)

@@ -23,7 +23,8 @@ class WorkersGone(Exception):
 
 class WorkersUnpaid(Exception):
     """The means are used up, which has stopped a worker and would stop every other: the job pauses. `by`: the
-    swarm's budget, or the account's quota at the model server. The message is what these said."""
+    swarm's budget, or what the account may ask of the model server, if only for a time. The message is what
+    these said."""
 
     def __init__(self, message: str, by: Literal["budget", "quota"] = "budget") -> None:
         super().__init__(message)

@@ -251,6 +251,22 @@ async def test_a_used_up_quota_pauses_the_job_and_says_so(tmp_path: Path, side_b
     assert {row["attempt_count"] for row in found} == {"1"}, "an honest try was counted that was none"
 
 
+async def test_a_server_that_asks_for_an_hour_of_peace_pauses_the_job(tmp_path: Path) -> None:
+    """Longer than any request should wait: each row would fail for it, one after the other."""
+    storm = '[[fault]]\nkind = "rate_limit"\nrequest = 3\nretry_after = 3600\n'
+    settings = settings_for(tmp_path, scenario({"well": [step(report())]}, storm), sandbox="off")
+    rows(settings, ["well"] * 8)
+    async with engine(settings) as client, job(client, max_concurrency=1) as (watched, job_id):
+        await watched.until(lambda s: only(watched).status == "paused")
+        state = only(watched)
+        assert (state.completed, state.pending, state.failed, state.paused_by) == (2, 6, 0, "quota")
+        assert "HTTP 429: Rate limit reached for requests. (asks to wait until " in state.pause_reason
+        assert state.pause_reason.endswith("(at row row-3)")
+        await client.send(ContinueJob(swarm=watched.swarm, job=job_id, author="operator"))
+        await watched.until(lambda s: only(watched).ended)
+    assert (only(watched).completed, only(watched).failed) == (8, 0)
+
+
 async def test_an_agent_that_waits_hears_of_the_quota_and_can_run_its_job_again(tmp_path: Path) -> None:
     spawn = call(
         "spawn_agents_on_csv", csv_path="in.csv", instruction="Do {{how}}", output_csv_path="out.csv"
