@@ -12,8 +12,8 @@ from core.jobs.workers import Outcome, WorkersGone, WorkersUnpaid
 from core.tools.base import Tool
 
 _USED_UP = ("quota", "rate_limit")
-"""Errors for which no row is to blame. A rate limit is an error only when the server asks for a longer wait than
-any request should have, or has refused for minutes: what it allows is used up for now."""
+"""Errors for which no row is to blame. A rate limit is an error only when the server asks for a longer wait
+than any request should have, or has refused for minutes: what it allows is used up for now."""
 
 
 class JobWorkers:
