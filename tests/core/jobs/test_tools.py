@@ -207,7 +207,7 @@ async def test_an_export_at_any_moment(room: Room, service: JobService) -> None:
     gate = Gate(room)
     job = await started(room, service, rows=3, max_concurrency=1, auto_export=False)
     gate.let(1)
-    await room.until(lambda: room.job(job).completed == 1 and room.running == 1)
+    await room.until(lambda: room.job(job).completed == 1 and room.job(job).running == 1)
     answer = await call(room, service, "export_agent_job_csv", job_id=job, output_csv_path="half.csv")
     assert answer["output_csv_path"] == str(room.folder / "half.csv")
     assert [row["status"] for row in read_output(room.folder / "half.csv")] == [
