@@ -17,7 +17,7 @@ from core.agents.swarm import Swarm
 from core.domain.limits import LimitError
 from core.domain.paths import PathError, is_within, resolve
 from core.domain.state import AgentState
-from core.safety.text import shorten
+from core.safety.text import clean_line, shorten
 from core.tools.base import MAX_OUTPUT_CHARS, Tool, ToolArgs, ToolContext, ToolError, ToolOutput
 from core.view.words import waits_for
 
@@ -25,6 +25,9 @@ LIST_CHARS = MAX_OUTPUT_CHARS - 500
 """A list is cut between agents, not in the middle of one."""
 STATUS_CHARS = 300
 """Of an answer in a list; wait_agent and the mail have all of it."""
+NAME_CHARS = 200
+"""Of a role, a model or an effort."""
+TURNS_CHARS = 9
 RULES = (PathError, LimitError, Refused, UnknownAgent)
 
 
@@ -75,10 +78,20 @@ class SpawnArgs(ToolArgs):
     def _not_blank(cls, value: str) -> str:
         return _said(value)
 
+    @field_validator("agent_type", "model", "reasoning_effort")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        """It is in the journal, in requests and in every list: no text of any kind and length."""
+        if value and (len(value) > NAME_CHARS or not value.strip() or value != clean_line(value)):
+            raise ValueError(f"must be a plain name of at most {NAME_CHARS} characters")
+        return value
+
     @field_validator("fork_turns")
     @classmethod
     def _turns(cls, value: str) -> str:
         word = value.strip().lower()
+        if len(word) > TURNS_CHARS:
+            raise ValueError(f"must be none, all or a number of at most {TURNS_CHARS} digits")
         if word in ("", "none"):
             return "none"
         if word == "all" or (word.isascii() and word.isdigit() and int(word) > 0):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 ROOT = "/root"
+MAX_NAME = 64
+"""Characters of a new agent's name: its path is in every list, every line about it and all its mail."""
 _SEGMENT = re.compile(r"[a-z0-9_]+\Z")
 
 
@@ -39,6 +41,9 @@ def check_path(path: str) -> str:
 
 
 def child_path(parent: str, name: str) -> str:
+    """The path of a new agent. Raises PathError."""
+    if len(name) > MAX_NAME:
+        raise PathError(f"an agent name has at most {MAX_NAME} characters, and this one has {len(name)}")
     return f"{check_path(parent)}/{check_segment(name)}"
 
 
