@@ -103,9 +103,6 @@ async def export_rows(
     raise ExportError(f"the output {output} was written twice and is gone again; does something remove it?")
 
 
-export_csv = export_rows
-
-
 async def _write(
     rows: AsyncIterator[StoredRow],
     job: str,

@@ -14,7 +14,7 @@ from core.clock import Clock
 from core.domain import events as e
 from core.domain.ids import uuid7
 from core.jobs.errors import ExportError
-from core.jobs.export import export_csv
+from core.jobs.export import export_rows
 from core.jobs.prompt import ended_message, first_message
 from core.jobs.report import ReportTool
 from core.jobs.schema import SchemaChecker
@@ -358,7 +358,7 @@ class JobRunner:
         """Write the CSV; returns what went wrong, which ends up as the job's last error."""
         plan = self.plan
         try:
-            rows = await export_csv(
+            rows = await export_rows(
                 lambda: self._store.jobs.rows(plan.job),
                 job=plan.job,
                 headers=plan.headers,

@@ -16,7 +16,7 @@ from core.domain.events import JobCreated, Notice
 from core.domain.state import JobState
 from core.domain.status import Spending, Usage
 from core.jobs.errors import JobInputError
-from core.jobs.export import export_csv
+from core.jobs.export import export_job
 from core.jobs.request import CheckedJob, JobRequest, check_request
 from core.jobs.runner import JobPlan, JobRunner
 from core.jobs.template import Template
@@ -228,15 +228,7 @@ class JobService:
 
     async def export(self, job: str, output: Path) -> None:
         """Write a job's CSV as it stands. Raises ExportError."""
-        stored = await self._store.jobs.stored(job)
-        rows = await export_csv(
-            lambda: self._store.jobs.rows(job),
-            job=job,
-            headers=json.loads(stored.headers),
-            output=output,
-            source=Path(stored.input_path),
-            raw=bool(stored.raw),
-        )
+        rows = await export_job(self._store.jobs, job, output)
         await self._store.jobs.exported(self.swarm, job, str(output), rows)
 
     async def run(self, owner: str, request: JobRequest) -> dict[str, Any]:

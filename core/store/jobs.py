@@ -516,7 +516,11 @@ class JobStore(JobReads):
 
     def _item(self, job: str, row: JobInput) -> tuple[Any, ...]:
         source = self._redact(row.source_id) if row.source_id is not None else None
-        return (job, row.item, row.row_index, source, self._json(row.values))
+        item = self._redact(row.item)
+        if item != row.item:
+            # What made it one of a kind may be what was taken out.
+            item = f"{item}-{row.row_index + 1}"
+        return (job, item, row.row_index, source, self._json(row.values))
 
     def _json(self, values: Sequence[str]) -> str:
         return json.dumps([self._redact(value) for value in values], ensure_ascii=False)

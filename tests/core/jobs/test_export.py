@@ -130,6 +130,7 @@ async def export(output: Path, rows: list[Row], *, headers: list[str] | None = N
     return await export_rows(source(rows), output=output, **(given | more))
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.lists(st.lists(CELL, min_size=2, max_size=2), max_size=5))
 async def test_what_was_exported_is_what_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, cells: list[list[str]]

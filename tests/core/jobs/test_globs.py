@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.jobs.errors import JobInputError
@@ -136,6 +136,7 @@ NAMES = st.sampled_from(["a", "b", ".a", "ab"])
 PARTS = st.sampled_from(["**", "*", "a", "b", "a*", "?", "[ab]", ".*", ".a", "**b", "[!a]*"])
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(
     files=st.lists(st.lists(NAMES, min_size=1, max_size=4), min_size=1, max_size=8),
     pattern=st.lists(PARTS, min_size=1, max_size=4),

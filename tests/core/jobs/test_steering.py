@@ -170,14 +170,14 @@ async def test_rows_put_back_while_the_job_ends_are_done_before_it_does(
 ) -> None:
     """The last row has failed and the CSV is being written: a retry at that moment is not lost."""
     exporting, go_on = asyncio.Event(), asyncio.Event()
-    export = runner.export_csv
+    export = runner.export_rows
 
     async def slowly(*args: Any, **fields: Any) -> int:
         exporting.set()
         await go_on.wait()
         return await export(*args, **fields)
 
-    monkeypatch.setattr(runner, "export_csv", slowly)
+    monkeypatch.setattr(runner, "export_rows", slowly)
     room.behave = silent
     room.csv(1)
     async with serving(room) as service:

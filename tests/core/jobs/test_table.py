@@ -91,6 +91,7 @@ def tables(draw: st.DrawFn) -> tuple[list[str], list[list[str]]]:
     return headers, draw(st.lists(filled, min_size=1, max_size=6))
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(table=tables(), end=st.sampled_from(["\n", "\r\n"]), bom=st.booleans())
 def test_what_was_written_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory, table: tuple[list[str], list[list[str]]], end: str, bom: bool
@@ -135,6 +136,7 @@ def test_an_id_is_one_clean_line_and_the_source_keeps_its_text(tmp_path: Path) -
     assert row.source_id == source
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(
     st.lists(
         st.sampled_from(["a", "a-2", "a-3", "a-2-2", "", "row-1", "row-2", "b"]), min_size=1, max_size=30
@@ -224,6 +226,7 @@ def read_or_refuse(path: Path) -> Table | str:
         return str(error)
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_table_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     read = read_or_refuse(write(scratch(tmp_path_factory), data))
@@ -233,6 +236,7 @@ def test_any_bytes_are_a_table_or_one_sentence(tmp_path_factory: pytest.TempPath
         assert all(len(row.values) == len(read.headers) for row in read.rows)
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.text(st.sampled_from('a,"\n\r x'), max_size=40))
 def test_any_quoting_is_a_table_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     read = read_or_refuse(write(scratch(tmp_path_factory), text))
@@ -316,6 +320,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), JSON, max_size=4), max_size=6))
 def test_json_values_are_the_text_that_json_has_for_them(
     tmp_path_factory: pytest.TempPathFactory, objects: list[dict[str, Any]]
@@ -335,6 +340,7 @@ def test_json_values_are_the_text_that_json_has_for_them(
         assert (read.headers, [row.values for row in read.rows]) == (columns, rows)
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.binary(max_size=60))
 def test_any_bytes_of_any_ending_are_a_table_or_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
@@ -462,6 +468,7 @@ def test_a_cell_of_a_megabyte_in_every_format(tmp_path: Path) -> None:
     assert values(tmp_path / "in.parquet") == [[big]]
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.binary(max_size=12), st.integers(1, 5))
 def test_the_place_of_the_first_byte_that_is_not_utf8(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, chunk: int

@@ -14,6 +14,7 @@ from core.store.store import Store, StoreError
 from tests.core.store.tools import new_swarm, opened, query
 
 JOB = "11111111-1111-4111-8111-111111111111"
+OTHER = "11111111-1111-4111-8111-222222222222"
 
 
 def created(owner: str, total: int, job: str = JOB, name: str = "count lines") -> e.JobCreated:
@@ -192,4 +193,8 @@ async def test_secrets_in_rows_results_and_errors_are_not_stored(tmp_path: Path)
         await store.jobs.report(swarm, JOB, "row-0", "w0", '{"key": "canary"}')
         await store.jobs.report(swarm, JOB, "row-0", "w0", '{"key": "canary"}')
         await store.jobs.fail(swarm, JOB, "row-1", "w1", "canary \ud800", 1)
+        # Ids come from a column, too; they stay one of a kind.
+        rows = [JobInput(f"canary{n}"[: 6 + n], "canary", n, ["canary"]) for n in range(2)]
+        await store.jobs.create(swarm, created(root, 2, OTHER), ["a"], rows, None, False)
+        assert [row.item async for row in store.jobs.rows(OTHER)] == ["[redacted]-1", "[redacted]1-2"]
     assert b"canary" not in (tmp_path / "watchroom.db").read_bytes()
