@@ -239,7 +239,7 @@ def _lines(result: _Result, verb: str, dry_run: bool) -> list[str]:
         said = "would get the text" if dry_run else "got the text"
         return [f"{name} {said}"]
     if verb == "compact":
-        when = "its history is compacted before its next request"
+        when = f"its history {'would be' if dry_run else 'is'} compacted before its next request"
         asked = result.value.get("changed") or dry_run
         return [f"{name}: {when}" if asked else f"nothing to do for {name}: {when} already"]
     done = "interrupted" if verb == "interrupt" else _EFFECTS[verb]

@@ -87,6 +87,10 @@ def show_tree(args: Namespace) -> int:
         ("path", "path"),
     )
     show(columns, rows, gives_way=("model", "cost", "tokens", "waiting"))
+    names = {row["thread"]: row["nickname"] for row in found["agents"]}
+    for server in found["servers"]:
+        whose = f"{names[server['agent']]}: " if server["agent"] in names else ""
+        print(clean_line(f"{whose}mcp {server['words']}"))
     return exits.OK
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from core.domain.events import EPOCH
-from core.domain.state import AgentState, JobState, SwarmState
+from core.domain.state import AgentState, JobState, McpServerState, SwarmState
 from core.domain.status import Spending, Usage
 from core.store.connection import Row
 from core.store.rows import timestamp
@@ -55,8 +55,8 @@ def _cost(spending: Spending) -> dict[str, Any]:
 
 
 def tree(state: SwarmState, now: datetime) -> dict[str, Any]:
-    """Parents before children, and each agent's children right after it. `now` tells how long a wait still
-    lasts."""
+    """Parents before children, and each agent's children right after it; then the MCP servers as they were
+    told of last. `now` tells how long a wait still lasts."""
     children: dict[str | None, list[AgentState]] = {}
     for agent in state.agents.values():
         parent = agent.parent if agent.parent in state.agents else None
@@ -68,7 +68,20 @@ def tree(state: SwarmState, now: datetime) -> dict[str, Any]:
         agent = stack.pop()
         ordered.append(_agent(agent, places.get(agent.thread), now))
         stack += children.get(agent.thread, [])[::-1]
-    return {"root": state.root, "agents": ordered}
+    return {"root": state.root, "agents": ordered, "servers": [*map(_server, state.servers.values())]}
+
+
+def _server(server: McpServerState) -> dict[str, Any]:
+    return {
+        "server": server.server,
+        "agent": server.thread,
+        "status": server.status,
+        "detail": server.detail or None,
+        "tools": server.tools,
+        "required": server.required,
+        "seconds": server.seconds,
+        "words": words.server(server),
+    }
 
 
 def _agent(agent: AgentState, place: int | None, now: datetime) -> dict[str, Any]:

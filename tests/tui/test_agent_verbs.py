@@ -215,6 +215,8 @@ def test_compact_is_asked_for_once_and_shows_in_the_transcript(shell: Shell, run
     dry = shell.json("agent", "compact", "/root/quick", "--dry-run")
     assert (dry["changed"], dry["dry_run"], dry["thread"]) == (False, True, found["thread"])
     name, when = f"{found['nickname']} (/root/quick)", "its history is compacted before its next request"
+    would = shell("agent", "compact", "/root/quick", "--dry-run").lines
+    assert would == [f"{name}: {when.replace(' is ', ' would be ')}"]
     assert shell("agent", "compact", found["nickname"], "--as", "nightly").lines == [f"{name}: {when}"]
     again = shell("agent", "compact", "/root/quick")
     assert (again.code, again.lines) == (exits.OK, [f"nothing to do for {name}: {when} already"])

@@ -177,7 +177,7 @@ def test_the_list_has_its_keys_and_the_newest_comes_first(shell: Shell, kept: Pa
 
 def test_the_tree_has_parents_before_children_and_unknown_is_null(shell: Shell, root: str) -> None:
     tree = shell.json("session", "tree", root)
-    assert list(tree) == ["root", "agents"]
+    assert list(tree) == ["root", "agents", "servers"]
     assert tree["root"] == root
     assert all(tuple(agent) == AGENT for agent in tree["agents"])
     assert [agent["path"] for agent in tree["agents"]] == [
@@ -547,3 +547,19 @@ def test_a_swarm_whose_owner_died_is_shown_as_interrupted(
     line = shell("session", "list").lines[1]
     assert shell.json("session", "tree", line.split()[0])["root"] == newest["thread"]
     assert "interrupted" in line
+
+
+def test_the_tree_says_why_an_mcp_server_does_not_serve(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console says it once; later this is where to look."""
+    shell = Shell(tmp_path / "home", capfd, monkeypatch)
+    ran = shell("exec", "hi", "--base-url", "scripted:hello", "-c", "mcp.shop.command=/nowhere/shop-mcp")
+    assert ran.code == exits.OK, ran.err
+    [session] = shell.json("session", "list")["sessions"]
+    [server] = shell.json("session", "tree", session["thread"])["servers"]
+    assert (server["server"], server["agent"], server["status"]) == ("shop", None, "failed")
+    assert "/nowhere/shop-mcp" in server["detail"]
+    lines = shell("session", "tree", session["thread"]).lines
+    assert lines[-1].startswith("mcp shop failed")
+    assert lines[-1].endswith(server["detail"])
