@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.channel.client import ClientError
-from core.clock import SystemClock
+from core.clock import Clock, SystemClock
 from core.config import Settings
 from core.domain.commands import CancelJob, PauseJob, Reply, RetryRows, SetJob, SkipRows
 from core.domain.state import JobState
@@ -24,6 +24,9 @@ from tui import exits, reading, setup, signals
 from tui.owners import owner
 from tui.run_agent import Refused, author_of, failed
 
+PATIENCE_SECONDS = 5.0
+"""How long another verb's write is waited for."""
+LOOK_SECONDS = 0.05
 Steer = PauseJob | CancelJob | RetryRows | SkipRows | SetJob
 
 
@@ -105,26 +108,33 @@ async def _carry_out(settings: Settings, command: Steer) -> tuple[Reply, dict[st
     """The reply, and who runs the swarm. An engine that lives and does not answer is an error, never taken
     for one that does not live. Raises ClientError or StoreError."""
     from core.channel.launch import engine_of
-    from core.store.locks import owner_alive
+    from core.store.locks import VERB, owner_alive
 
-    if not await asyncio.to_thread(owner_alive, settings.home, command.swarm):
-        try:
-            return await _in_store(settings, command), None
-        except Owned:
-            pass  # somebody has resumed it since we looked
+    clock = SystemClock()
+    until = clock.monotonic() + PATIENCE_SECONDS
+    while clock.monotonic() < until:
+        if not await asyncio.to_thread(owner_alive, settings.home, command.swarm):
+            try:
+                return await _in_store(settings, command, clock), None
+            except Owned:
+                pass  # somebody has come since we looked
+        who = owner(settings.home, command.swarm)
+        if who is not None and who["kind"] != VERB:
+            break
+        await clock.sleep(LOOK_SECONDS)  # another verb writes, for a moment
     async with engine_of(settings.home, command.swarm) as client:
         reply = await client.send(command)
     return reply, owner(settings.home, command.swarm)
 
 
-async def _in_store(settings: Settings, command: Steer) -> Reply:
+async def _in_store(settings: Settings, command: Steer, clock: Clock) -> Reply:
     import os
 
     from core.engine.offline import steer_ownerless
     from core.safety.redact import Redactor
 
     redact = Redactor(os.environ, [settings.api_key_env])
-    return await steer_ownerless(settings.home, command, clock=SystemClock(), redact=redact)
+    return await steer_ownerless(settings.home, command, clock=clock, redact=redact)
 
 
 # --- what is said ----------------------------------------------------------------------------------------
@@ -262,7 +272,7 @@ def _target(args: Namespace, job: JobState) -> Path:
     if job.output_path is not None:
         output = Path(job.output_path)
     else:
-        from core.jobs.service import default_output
+        from core.jobs.request import default_output
 
         output = default_output(Path(job.input_path), job.job)
     return output if args.format == "csv" else output.with_suffix(f".{args.format}")

@@ -14,10 +14,8 @@ from core.engine.errors import REFUSALS, CommandError, check_author, refusal
 from core.engine.steer_jobs import JobSteering, check_concurrency, job_of
 from core.store.errors import Owned
 from core.store.jobs import JobStore
-from core.store.locks import Owner
+from core.store.locks import VERB, Owner
 from core.store.store import Store
-
-KIND = "job verb"
 
 
 async def steer_ownerless(
@@ -28,7 +26,7 @@ async def steer_ownerless(
     Raises Owned if somebody runs the swarm after all, and StoreError if the store cannot be used."""
     store = await Store.open(home, clock=clock, redact=redact)
     try:
-        store.owner = Owner(pid=os.getpid(), kind=KIND)
+        store.owner = Owner(pid=os.getpid(), kind=VERB)
         check_author(command.author)
         state = await store.reopen(command.swarm)
         return c.Reply(value=await _carry_out(command, store.jobs, state))
@@ -70,8 +68,10 @@ async def _carry_out(command: JobSteering, jobs: JobStore, state: SwarmState) ->
 
 async def _resize(command: c.SetJob, jobs: JobStore, state: SwarmState, job: JobState) -> dict[str, Any]:
     check_concurrency(command.max_concurrency)
-    # One slot is the root's.
-    wanted = max(1, min(command.max_concurrency, state.slots - 1))
+    wanted = command.max_concurrency
+    if state.source != "job":
+        # A job of its own brings its slots along when it is gone on with. One slot is the root's.
+        wanted = max(1, min(wanted, state.slots - 1))
     if command.dry_run:
         return {"changed": False, "concurrency": wanted}
     changed = await jobs.change(state.swarm, job.job, wanted, command.author)

@@ -92,9 +92,11 @@ def unattended_of(state: SwarmState) -> Literal["wait", "refuse"]:
 
 def threads_of(state: SwarmState, settings: Settings) -> int | None:
     """The slots of a swarm that comes back, if they are not those of the settings: a job has those that it
-    began with, and nobody waits for ever because a new limit leaves no slot beside the root's."""
+    began with, or more if it was set to more since, and nobody waits for ever because a new limit leaves no
+    slot beside the root's."""
     if state.source == "job":
-        return state.slots
+        wanted = [job.concurrency + 1 for job in state.jobs.values() if not job.ended]
+        return max([state.slots, *wanted])
     below = any(agent.parent is not None and agent.status != "shutdown" for agent in state.agents.values())
     if settings.agents.max_threads < 2 and (below or not all(job.ended for job in state.jobs.values())):
         return 2

@@ -20,6 +20,8 @@ TRIES = 20
 TRY_SECONDS = 0.002
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\Z")
 MOST_BYTES = 200
+VERB = "job verb"
+"""The kind of an owner that only writes, and runs nothing: it is gone in a moment."""
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,38 @@ def test_a_killed_job_is_cancelled_in_the_store(shell: Shell, live: Any) -> None
     counted(shell)
     ran = shell("job", "resume", ident)
     assert (ran.code, ran.err) == (exits.FAILED_ROWS, f"watchroom: job {ident} has ended: it is cancelled\n")
+
+
+def test_verbs_at_the_same_time_wait_for_each_other(shell: Shell, folder: Path, live: Any) -> None:
+    live.kill()
+    finish(live)
+    ident = short(shell)
+    with ExitStack() as stack:
+        verbs = [
+            stack.enter_context(
+                watchroom("job", "skip", ident, "--row", f"row-{n}", home=shell.home, cwd=folder)
+            )
+            for n in range(1, ROWS + 1)
+        ]
+        told = [finish(verb) for verb in verbs]
+    assert [(code, err) for code, _, err in told] == [(exits.OK, [])] * ROWS
+    assert set(rows(shell).values()) == {"skipped"}
+    counted(shell)
+
+
+def test_a_job_is_gone_on_with_at_the_concurrency_that_it_was_set_to(
+    shell: Shell, folder: Path, gate: Gate, live: Any
+) -> None:
+    live.send_signal(signal.SIGTERM)
+    finish(live)
+    ident = short(shell)
+    ran = shell("job", "set", ident, "--max-concurrency", "4")
+    assert ran.out == f"job {ident} works on 4 rows side by side, not 2 any more\n"
+    with watchroom("job", "resume", ident, *gate.options, home=shell.home, cwd=folder) as again:
+        gate.wait_for(ROWS)
+        assert job(shell)["running_items"] == ROWS
+        gate.let(2 * ROWS)
+        assert finish(again)[0] == exits.OK
 
 
 @pytest.fixture

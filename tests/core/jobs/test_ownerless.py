@@ -10,11 +10,13 @@ from core.domain import commands as c
 from core.domain import events as e
 from core.engine.errors import REFUSALS, refusal
 from core.engine.offline import steer_ownerless
+from core.engine.resume import threads_of
 from core.engine.steer_jobs import JobSteering, steer_job
 from core.jobs.workers import Outcome
 from core.store.errors import Owned
 from core.store.locks import owner_alive
 from core.store.readers import Reader
+from tests.core.harness import settings_for
 from tests.core.jobs.room import DONE, SWARM, Room, Worker, reports, silent
 from tests.core.jobs.test_resume import begun, goes_on, some_hang
 from tests.core.jobs.test_steering import serving
@@ -141,8 +143,10 @@ async def test_the_concurrency_is_kept_for_whoever_goes_on(room: Room) -> None:
             "changed": True,
             "concurrency": 3,
         }
-        capped = await steer(room, c.SetJob, job, max_concurrency=5000)
-        assert capped.value == {"changed": True, "concurrency": slots - 1}
+        # Its slots come along with it; those of an agent's swarm are what they are.
+        more = await steer(room, c.SetJob, job, max_concurrency=slots + 5)
+        assert more.value == {"changed": True, "concurrency": slots + 5}
+        assert threads_of(room.store.state(SWARM), settings_for(room.folder, "demo")) == slots + 6
         assert (await steer(room, c.SetJob, job, max_concurrency=2, dry_run=True)).value == {
             "changed": False,
             "concurrency": 2,
