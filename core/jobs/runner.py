@@ -13,6 +13,7 @@ import msgspec
 from core.clock import Clock
 from core.domain import events as e
 from core.domain.ids import uuid7
+from core.domain.status import Budget
 from core.jobs.errors import ExportError
 from core.jobs.export import export_rows
 from core.jobs.prompt import ended_message, first_message
@@ -23,6 +24,7 @@ from core.jobs.workers import Workers, WorkersGone, WorkersUnpaid
 from core.safety.text import clean_line, shorten
 from core.store.jobs import LEASE_SECONDS, Claim
 from core.store.store import Store, StoreError
+from core.view.words import waits_for
 
 log = logging.getLogger("watchroom.jobs")
 NO_REPORT = "the worker ended without calling report_agent_job_result"
@@ -78,6 +80,8 @@ class JobRunner:
         self._cancelled_by: str | None = None
         self._unpaid: dict[str, WorkersUnpaid] = {}
         """Workers that the budget or the quota stopped: their rows go back to the queue."""
+        self._spent: Budget | None = None
+        """The budget as it was then."""
         self.detached = False
         """Whoever waited for it in a call does so no more: the owner is told, and not woken."""
         self._ending = False
@@ -228,7 +232,7 @@ class JobRunner:
             async with self._clock.timeout(plan.max_runtime_seconds):
                 await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            error = f"stopped at the row's time limit of {plan.max_runtime_seconds:g} s"
+            error = f"stopped at the row's time limit of {plan.max_runtime_seconds:g} s{self._while(claim)}"
         if tool.accepted.done():
             self._settle(claim)
         elif error is not None:
@@ -271,6 +275,7 @@ class JobRunner:
             raise
         except WorkersUnpaid as unpaid:
             self._unpaid[claim.worker] = unpaid
+            self._spent = self._store.state(plan.swarm).budget
             return str(unpaid)
         except Exception as error:
             log.info("job %s: no worker for %s: %r", plan.job, claim.item, error)
@@ -282,6 +287,15 @@ class JobRunner:
         if tool.problem:
             return f"the worker ended without an accepted report; its last one was refused: {tool.problem}"
         return NO_REPORT
+
+    def _while(self, claim: Claim) -> str:
+        """What a worker waits for, in the error of its row: a time limit counts waits as well as work."""
+        state = self._store.state(self.plan.swarm)
+        worker = state.agents.get(claim.worker)
+        if worker is None or worker.wait is None:
+            return ""
+        place = state.places().get(claim.worker)
+        return f", while it waited for {waits_for(worker.wait, place, self._clock.now())}"
 
     async def _row_failed(self, claim: Claim, error: str, *, final: bool = False) -> None:
         attempts = claim.attempt if final else self.plan.max_attempts
@@ -319,6 +333,11 @@ class JobRunner:
         by = self._cancelled_by or self._stopped_by
         if by is None and self._unpaid:
             unpaid = next(iter(self._unpaid.values()))
+            if unpaid.by == "budget" and self._spent != self._store.state(plan.swarm).budget:
+                # It was changed while the last rows were at work: whether that is enough, the next will tell.
+                self._unpaid.clear()
+                self.requeued()
+                return
             await self._store.jobs.pause(plan.swarm, plan.job, unpaid.by, str(unpaid))
             self.over = True
             return
