@@ -163,6 +163,21 @@ def test_the_same_files_as_the_standard_library(
     assert found == sorted(expected)
 
 
+@given(pattern=st.text(st.sampled_from("[]!-*?a&|~^\\/. \n"), max_size=12))
+@settings(deadline=None)  # a disk may be busy
+def test_any_text_is_a_pattern_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, pattern: str
+) -> None:
+    base = tmp_path_factory.getbasetemp() / "any"
+    base.mkdir(exist_ok=True)
+    (base / "a").touch()
+    try:
+        found: list[str] | str = paths(base, pattern, inside=True)
+    except JobInputError as error:
+        found = str(error)
+    assert found == ["a"] or (isinstance(found, str) and "\n" not in found)
+
+
 async def test_a_job_over_the_files_of_a_folder(room: Room) -> None:
     for name in ("src/a.py", "src/deep/b.py", "src/c.txt"):
         (room.folder / name).parent.mkdir(parents=True, exist_ok=True)

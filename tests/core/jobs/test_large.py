@@ -18,6 +18,7 @@ import pytest
 
 from core.domain.events import JobCreated, Notice, SwarmStarted
 from core.jobs.errors import JobInputError
+from core.jobs.request import check_request
 from core.safety.text import clean_line
 from core.store.jobs import CHUNK, JobInput
 from core.store.store import Store, StoreError
@@ -194,6 +195,19 @@ async def test_a_crash_in_between_leaves_no_job_and_its_rows_go(room: Room, home
     assert kept(home)["killed"] == 2 * CHUNK
     await store.jobs.create(SWARM, created("j"), ["n", "x"], rows(), None, False)
     assert kept(home) == {"small": 3, "j": ROWS}
+
+
+async def test_an_input_that_changes_before_it_is_stored(room: Room) -> None:
+    async with asyncio.TaskGroup() as group:
+        service = room.service(group)
+        room.csv(3)
+        checked = await check_request(room.request(), service.settings, 16)
+        room.csv(5)
+        with pytest.raises(JobInputError, match=r"in\.csv was changed while it was read; nothing was stored"):
+            await service.launch(ROOT, checked)
+        assert room.store.state(SWARM).jobs == {}
+        # The others of the group are not touched by that.
+        assert (await service.run(ROOT, room.request()))["completed_items"] == 5
 
 
 async def test_cells_of_a_megabyte_go_in_and_out_in_pieces(room: Room) -> None:
