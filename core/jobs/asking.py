@@ -15,13 +15,13 @@ from core.jobs.service import OUT_OF_MEANS, JobService
 from core.safety.text import clean_line, shorten
 from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput
 
-FOR_EXISTING = "For a job that exists already (spawn_agents_on_csv starts a new one and waits for it). "
+FOR_EXISTING = "For a job that exists already. "
 
 
 class JobArgs(ToolArgs):
     job_id: str = Field(
         min_length=1,
-        description="The id of a job of this swarm, a unique beginning of it, or the job's name.",
+        description="Its id, a unique beginning of it, or its name.",
     )
 
 
@@ -32,7 +32,7 @@ class WaitJobArgs(JobArgs):
 class ExportJobArgs(JobArgs):
     output_csv_path: str | None = Field(
         default=None,
-        description="Where to write it, relative to the workspace; default: the job's own place.",
+        description="Where to write it; default: the job's own place.",
     )
 
 
