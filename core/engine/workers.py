@@ -34,6 +34,9 @@ class JobWorkers:
         except LimitError as error:
             raise JobInputError(str(error)) from None
 
+    def expect(self, count: int) -> None:
+        self._swarm.model.expect(count)
+
     async def run_worker(
         self,
         *,

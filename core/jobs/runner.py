@@ -124,6 +124,7 @@ class JobRunner:
     def resize(self, concurrency: int) -> None:
         """So many rows side by side from now on; rows at work go on."""
         self.concurrency = concurrency
+        self._workers.expect(concurrency)
         self._wake.set()
 
     def requeued(self) -> None:
@@ -159,6 +160,7 @@ class JobRunner:
 
     async def _all_rows(self, checker: SchemaChecker | None) -> None:
         async with asyncio.TaskGroup() as group:
+            self._workers.expect(self.concurrency)
             heart = group.create_task(self._keep(), name=f"job leases {self.plan.job}")
             while not self._over():
                 room = self.concurrency - len(self._live)

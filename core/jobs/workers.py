@@ -40,6 +40,10 @@ class Workers(Protocol):
         """Raises JobInputError if no worker could start until somebody closes other agents."""
         ...
 
+    def expect(self, count: int) -> None:
+        """So many workers will ask the model at a time, because an operator wants so many."""
+        ...
+
     async def run_worker(
         self,
         *,

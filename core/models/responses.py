@@ -106,6 +106,9 @@ class ResponsesClient:
         self._spread = spread
         self._include = True
 
+    def expect(self, count: int) -> None:
+        self.limits.expect(count)
+
     async def aclose(self) -> None:
         """Nothing to do: every stream closes its own connection, `http` belongs to its maker."""
 

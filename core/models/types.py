@@ -97,4 +97,9 @@ class ModelClient(Protocol):
         iterator (or cancelling the task) closes the connection."""
         ...
 
+    def expect(self, count: int) -> None:
+        """An operator wants so many requests at a time: a client that finds out by itself how many a server
+        takes begins there."""
+        ...
+
     async def aclose(self) -> None: ...

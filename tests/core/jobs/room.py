@@ -121,6 +121,8 @@ class Room:
         self.peak = 0
         self.events: list[AnyEvent] = []
         self.no_roles: set[str] = set()
+        self.expected: list[int] = []
+        """How many rows at a time the model client was told of."""
         self._changed = asyncio.Event()
 
     def check_role(self, role: str | None) -> None:
@@ -129,6 +131,9 @@ class Room:
 
     def check_room(self) -> None:
         """There always is."""
+
+    def expect(self, count: int) -> None:
+        self.expected.append(count)
 
     async def run_worker(self, **given: Any) -> Outcome:
         worker = Worker(self, given)

@@ -99,6 +99,7 @@ async def test_more_and_fewer_side_by_side_while_it_runs(room: Room) -> None:
         job = await service.create(ROOT, room.request(max_concurrency=2))
         await room.until(lambda: room.running == 2)
         assert await service.resize(job, 5, "operator") == (True, 5)
+        assert room.expected == [2, 5]
         await room.until(lambda: room.running == 5)
         assert await service.resize(job, 1, "operator") == (True, 1)
         gate.let(4)
