@@ -46,6 +46,8 @@ class Outcome:
     message: str = ""
     spent: str | None = None
     """What the budget said, if it stopped the run."""
+    begun: bool = True
+    """Whether the root could start up."""
     stopped: set[str] = field(default_factory=set)
     """Agents whose turn it ended in this run."""
     moved: set[str] = field(default_factory=set)
@@ -189,6 +191,7 @@ def _judge(state: SwarmState, outcome: Outcome) -> int:
         again = f"watchroom resume {short_id(outcome.swarm)}"
         raise exits.Quit(exits.ERROR, f"the root waits for its first input: {again} on a terminal")
     outcome.status, outcome.message = root.status, root.status_message
+    outcome.begun = not root.start_failed
     if outcome.spent is not None:
         return exits.BUDGET
     return exits.OK if root.status == "completed" else exits.ERROR
@@ -232,6 +235,8 @@ def _close(outcome: Outcome, code: int, mode: Mode) -> None:
         _say(f"what happened so far is stored: watchroom session show {outcome.thread}")
     if outcome.swarm and outcome.spent is not None:
         _say(f"go on with: {spent.way_on(outcome.swarm, outcome.spent)}")
+    elif outcome.swarm and not outcome.begun:
+        _say(f"once that is mended, go on with: watchroom resume {short_id(outcome.swarm)}")
     elif outcome.swarm and outcome.status in ("", "interrupted"):
         _say(f"go on with: watchroom resume {short_id(outcome.swarm)}")
 

@@ -151,3 +151,15 @@ def test_a_missing_model_is_refused_in_one_sentence(shell: Shell) -> None:
     assert shell("exec", "one", "--base-url", "scripted:hello").code == exits.OK
     words = shell.refused(exits.USAGE, "resume", "--plain", "--base-url", "http://127.0.0.1:9/v1")
     assert "no model is set" in words
+
+
+def test_a_root_that_could_not_start_is_tried_again(shell: Shell) -> None:
+    server = ("-c", "mcp.shop.command=/nowhere/shop-mcp")
+    ran = shell("exec", "hi", "--base-url", "scripted:hello", *server, "-c", "mcp.shop.required=true")
+    assert ran.code == exits.ERROR
+    assert "shop: " in ran.err
+    said, _, swarm = ran.err.rpartition("watchroom resume ")
+    assert said.endswith("once that is mended, go on with: ")
+    again = shell("resume", swarm.strip())
+    assert again.code == exits.OK, again.err
+    assert "Hello from the scripted model" in again.out
