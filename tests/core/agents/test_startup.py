@@ -618,6 +618,8 @@ async def test_without_async_start_up_a_failure_is_the_tools_error_and_leaves_no
     assert watched.at("/root/a").status == "completed"
     assert [event.path for event in watched.of(e.AgentSpawned)] == ["/root/a"]
     assert watched.of(e.AgentFailed) == []
+    # What was its own went with it.
+    assert len([thread for thread in slow.dropped if thread not in watched.state.agents]) == 1
 
 
 async def test_without_async_start_up_whoever_spawns_can_be_stopped(stage: Stage, slow: Slow) -> None:
