@@ -267,6 +267,19 @@ async def test_a_server_that_asks_for_an_hour_of_peace_pauses_the_job(tmp_path: 
     assert (only(watched).completed, only(watched).failed) == (8, 0)
 
 
+async def test_a_storm_that_does_not_end_pauses_the_job_and_fails_no_row(tmp_path: Path) -> None:
+    clock = FakeClock()
+    settings = settings_for(tmp_path, scenario({"limited": [faulty("rate_limit", 0)]}), sandbox="off")
+    rows(settings, ["limited"] * 6)
+    async with engine(settings, clock) as client, job(client, max_concurrency=2) as (watched, _):
+        paused = asyncio.create_task(watched.until(lambda s: only(watched).status == "paused", seconds=40))
+        while not paused.done():
+            await passes(clock, 0.5)
+        await paused
+    assert (only(watched).pending, only(watched).failed, only(watched).paused_by) == (6, 0, "quota")
+    assert "HTTP 429" in only(watched).pause_reason
+
+
 async def test_an_agent_that_waits_hears_of_the_quota_and_can_run_its_job_again(tmp_path: Path) -> None:
     spawn = call(
         "spawn_agents_on_csv", csv_path="in.csv", instruction="Do {{how}}", output_csv_path="out.csv"
