@@ -106,7 +106,8 @@ async def test_a_death_uses_up_no_attempt_but_a_failure_does(room: Room) -> None
         assert len(room.workers) == 3
         [row] = (await room.stored(job)).values()
         assert (row.status, row.attempt) == ("failed", 2)
-        attempts = [row async for row in room.store.reader.job_rows(job)][0]["attempts"]
+        [shown] = [row async for row in room.store.reader.job_rows(job)]
+        attempts = shown["attempts"]
         assert [(a["attempt"], a["status"]) for a in attempts] == [
             (1, "failed"),
             (2, "interrupted"),
