@@ -100,6 +100,7 @@ class JobsSettings(_Table):
     enabled: bool = True
     max_concurrency: Count = 16
     max_runtime_seconds: Seconds = 1800.0
+    """The longest that one row may take. Waits count too: for a slot, an approval, the budget."""
     max_attempts: Count = 1
     on_interrupt: Literal["detach", "cancel"] = "detach"
 

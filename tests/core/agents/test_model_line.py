@@ -69,7 +69,7 @@ def transports(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedTransport]:
     made: list[ScriptedTransport] = []
 
     def make(played: Scenario, clock: Clock) -> ScriptedTransport:
-        made.append(ScriptedTransport(played, clock))
+        made.append(ScriptedTransport(played, clock, keep=1000))
         return made[-1]
 
     monkeypatch.setattr(core.engine.models, "ScriptedTransport", make)
@@ -106,7 +106,8 @@ async def test_a_rate_limit_of_one_agent_holds_the_others_back_and_shows_until_w
         assert wait is not None
         assert (wait.reason, wait.until) == ("rate_limit", until)
         await pass_time(watched, clock)
-    assert watched.at("/root").status_message == "over"
+    # It may have been woken once more by the answer of its child.
+    assert watched.of(e.TurnCompleted, "/root")[0].message == "over"
     assert watched.at("/root/first").status == "completed"
 
 
@@ -147,3 +148,31 @@ async def test_a_storm_of_rate_limits_loses_no_agent(
     assert {a.status for a in watched.state.agents.values()} == {"completed"}
     assert watched.of(e.ModelRetry)
     assert transports[0].requests.in_flight == 0
+
+
+async def test_a_used_up_quota_stops_the_asking_of_a_whole_swarm(
+    tmp_path: Path, transports: list[ScriptedTransport]
+) -> None:
+    """Those in line are told what the server said to one of them. Nobody repeats anything, everybody ends."""
+    names = [f"a{n}" for n in range(16)]
+    agents = {
+        "/root": [
+            step(*(call("spawn_agent", task_name=name, message="go") for name in names)),
+            step(call("wait_agent", targets=names, mode="all", timeout_ms=600_000)),
+            step(text="over"),
+        ]
+    }
+    fault = {"kind": "quota", "path": "/root/*", "times": 0}
+    settings = play(tmp_path, agents, {"concurrency": 1}, latency_ms=30, fault=[fault])
+    async with engine(settings) as client, swarm(client) as watched:
+        await watched.until(lambda s: s.quiet() and len(s.agents) == 17)
+        failed = watched.of(e.TurnFailed)
+        state = watched.state
+    below = [a for a in state.agents.values() if a.depth]
+    assert {a.status for a in below} == {"errored"}
+    assert all("exceeded your current quota" in a.status_message for a in below)
+    assert any("(said to another request to the same server)" in event.error for event in failed)
+    assert watched.of(e.ModelRetry) == []
+    assert all(a.wait is None for a in state.agents.values())
+    asked = [entry for entry in transports[0].requests.log if entry.agent != "/root"]
+    assert 1 <= len(asked) < 16
