@@ -408,7 +408,7 @@ def _job_changed(state: SwarmState, event: e.JobChanged, changes: Changes) -> No
 def _job_reopened(state: SwarmState, event: e.JobReopened, changes: Changes) -> None:
     job = state.jobs.get(event.job)
     if job is not None and job.ended:
-        _job_set(state, changes, job, status="pending", ended_at=None, last_error="", cancelling="")
+        _job_set(state, changes, job, status="pending", ended_at=None, last_error="")
         changes.swarm = True
 
 
@@ -447,7 +447,17 @@ def _job_ended(state: SwarmState, event: e.JobEnded, changes: Changes) -> None:
     job = state.jobs.get(event.job)
     if job is not None:
         error = event.error or job.last_error
-        _job_set(state, changes, job, status=event.status, ended_at=event.at, last_error=error, cancelling="")
+        _job_set(
+            state,
+            changes,
+            job,
+            status=event.status,
+            ended_at=event.at,
+            last_error=error,
+            paused_by="",
+            pause_reason="",
+            cancelling="",
+        )
         changes.swarm = True
 
 

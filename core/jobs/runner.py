@@ -13,6 +13,7 @@ import msgspec
 from core.clock import Clock
 from core.domain import events as e
 from core.domain.ids import uuid7
+from core.domain.state import JobState
 from core.domain.status import Budget
 from core.jobs.errors import ExportError
 from core.jobs.export import export_rows
@@ -343,8 +344,9 @@ class JobRunner:
             await self._store.jobs.pause(plan.swarm, plan.job, unpaid.by, str(unpaid))
             self.over = True
             return
-        if by is None and (self._paused or self._store.state(plan.swarm).jobs[plan.job].status == "paused"):
-            self.over = True
+        job = self._store.state(plan.swarm).jobs[plan.job]
+        if job.ended or (by is None and (self._paused or job.status == "paused")):
+            self.over = True  # it may have been cancelled before this runner took a row
             return
         self._ending = True
         if plan.output_path is not None and self._cancelled_by is None:
@@ -362,16 +364,7 @@ class JobRunner:
         told: list[e.Event] = []
         if plan.tell_owner or self.detached:
             job = self._store.state(plan.swarm).jobs[plan.job]
-            told.append(
-                e.MailQueued(
-                    agent=plan.owner,
-                    mail=uuid7(),
-                    author=f"job {plan.job[:8]}",
-                    kind="MESSAGE",
-                    text=ended_message(job, status, error),
-                    trigger=plan.tell_owner,
-                )
-            )
+            told.append(mail_of_end(job, status, error, wakes=plan.tell_owner))
         ended = await self._store.jobs.end(plan.swarm, plan.job, status, error, by, told=told)
         return ended or self._store.state(plan.swarm).jobs[plan.job].ended
 
@@ -400,6 +393,18 @@ class JobRunner:
             await self._row_failed(claim, reason, final=True)
         await self._end("failed", reason, "")
         self.over = True
+
+
+def mail_of_end(job: JobState, status: str, error: str | None, *, wakes: bool) -> e.MailQueued:
+    """What the owner of a job gets that does not wait for it in a call."""
+    return e.MailQueued(
+        agent=job.owner,
+        mail=uuid7(),
+        author=f"job {job.job[:8]}",
+        kind="MESSAGE",
+        text=ended_message(job, status, error),
+        trigger=wakes,
+    )
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,7 +18,7 @@ from core.domain.status import Spending, Usage
 from core.jobs.errors import JobInputError
 from core.jobs.export import export_job
 from core.jobs.request import CheckedJob, JobRequest, check_request
-from core.jobs.runner import JobPlan, JobRunner
+from core.jobs.runner import JobPlan, JobRunner, mail_of_end
 from core.jobs.template import Template
 from core.jobs.workers import Workers
 from core.safety.text import clean_line, shorten
@@ -28,6 +28,8 @@ from core.store.store import Store
 
 MAX_REASON_CHARS = 1000
 SHOWN_FAILURES = 5
+Hears = Literal["waits", "told", "woken"]
+"""The owner of a job waits for its end in a call, finds a message about it, or is woken by that."""
 OUT_OF_MEANS = ("budget", "quota")
 """What pauses a job until somebody has paid."""
 
@@ -57,6 +59,8 @@ class JobService:
         self._runners: dict[str, JobRunner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
+        self._hears: dict[str, Hears] = {}
+        """How the owner hears of a job's end, as far as it is known here."""
         self._closed = False
         self._moved = asyncio.Event()
 
@@ -80,6 +84,7 @@ class JobService:
         stored: asyncio.Future[JobInputError | None] = asyncio.get_running_loop().create_future()
         self._runners[checked.job] = runner
         self._notes[checked.job] = checked.notes
+        self._hears[checked.job] = "woken" if tell_owner else "waits"
         task = self._group.create_task(self._job(owner, [checked], runner, stored), name=f"job {checked.job}")
         self._tasks[checked.job] = task
         task.add_done_callback(self._moves)
@@ -168,20 +173,50 @@ class JobService:
 
     async def _go_on(self, stored: StoredJob, by: str, again: bool) -> None:
         """`again`: it may be paused because it was out of means, and is tried."""
-        owner = self._store.state(self.swarm).agents.get(stored.owner or "")
+        state = self.state(stored.job)
+        if state.ended:
+            return  # somebody cancelled it meanwhile
+        if state.cancelling:
+            # Its engine ended before its workers had.
+            await self._end_unrun(stored.job, "cancelled", None, state.cancelling)
+            return
+        # It may have been changed since it was read.
+        stored = stored._replace(concurrency=state.concurrency)
+        hears = self._heard_by_owner(state)
         try:
             self._workers.check_role(stored.role)
-            plan = plan_of(self.swarm, stored, self.slots, tell_owner=owner is not None and owner.turns > 0)
+            plan = plan_of(self.swarm, stored, self.slots, tell_owner=hears == "woken")
         except (JobInputError, ValueError) as error:
             reason = shorten(clean_line(f"the job cannot be gone on with: {error}"), MAX_REASON_CHARS)
-            await self._store.jobs.end(self.swarm, stored.job, "failed", reason, "")
+            await self._end_unrun(stored.job, "failed", reason, "")
             return
-        if again:
-            await self._store.jobs.start(self.swarm, stored.job, plan.concurrency, by, source="paused")
         runner = self._runners[stored.job] = JobRunner(plan, self._store, self._workers, self._clock, by=by)
+        runner.detached = hears == "told"
+        if again and state.paused_by in OUT_OF_MEANS:
+            await self._store.jobs.start(self.swarm, stored.job, plan.concurrency, by, source="paused")
         if stored.stopped_by is not None:
             runner.stop(stored.stopped_by)
         await runner.run()
+
+    def _heard_by_owner(self, job: JobState) -> Hears:
+        """No call outlives its engine: after a restart nobody waits, and who never had a turn began none."""
+        if (known := self._hears.get(job.job)) is not None:
+            return known
+        owner = self._store.state(self.swarm).agents.get(job.owner or "")
+        return "woken" if owner is not None and owner.turns > 0 else "waits"
+
+    async def _end_unrun(
+        self, job: str, status: Literal["failed", "cancelled"], error: str | None, by: str
+    ) -> bool:
+        """End a job that has no runner; False if it had ended."""
+        state = self.state(job)
+        hears = self._heard_by_owner(state)
+        told = []
+        if hears != "waits" and state.owner is not None:
+            told.append(mail_of_end(state, status, error, wakes=hears == "woken"))
+        ended = await self._store.jobs.end(self.swarm, job, status, error, by, told=told)
+        self._moves()
+        return ended
 
     async def wait(self, job: str) -> dict[str, Any]:
         """Wait for the end of a job of this swarm, or until it is out of means; its summary. One that an
@@ -194,6 +229,8 @@ class JobService:
             over = task is None or task.done()
             state = self._store.state(self.swarm).jobs[job]
             if over and (state.ended or state.paused_by in OUT_OF_MEANS):
+                # What comes of it later, the owner does not wait for.
+                self._hears.pop(job, None)
                 return await self.summary(job)
             if self._closed and over:
                 raise JobInputError("the engine was stopped; the job goes on when the swarm is resumed")
@@ -223,6 +260,7 @@ class JobService:
 
     def detach(self, job: str) -> None:
         """Nobody waits for it any more: its owner finds a message about its end, which does not wake it."""
+        self._hears[job] = "told"
         if (runner := self._running(job)) is not None:
             runner.detached = True
 
@@ -244,9 +282,7 @@ class JobService:
             return False
         runner = self._running(job)
         if runner is None:
-            ended = await self._store.jobs.end(self.swarm, job, "cancelled", None, by)
-            self._moves()
-            return ended
+            return await self._end_unrun(job, "cancelled", None, by)
         if not runner.cancel(by):
             return False
         await self._store.jobs.cancelling(self.swarm, job, by)
@@ -266,7 +302,7 @@ class JobService:
         state = self._store.state(self.swarm).jobs[job]
         if state.ended or (state.status == "running" and self.runs(job)):
             return False
-        started = await self._store.jobs.start(self.swarm, job, state.concurrency, by)
+        started = await self._store.jobs.start(self.swarm, job, None, by)
         if (runner := self._running(job)) is not None:
             runner.proceed()
         else:

@@ -185,12 +185,13 @@ class JobStore(JobReads):
         self,
         swarm: str,
         job: str,
-        concurrency: int,
+        concurrency: int | None,
         by: str = "",
         *,
         source: Literal["pending", "paused", "both"] = "both",
     ) -> bool:
-        """pending or paused → running, or only from `source`; whether it was."""
+        """pending or paused → running, or only from `source`; whether it was. `concurrency`: rows side by
+        side, None: as many as were set."""
 
         def op(db: Transaction) -> tuple[bool, Sequence[e.Event]]:
             changed = db.execute(
@@ -200,8 +201,10 @@ class JobStore(JobReads):
             )
             if not changed:
                 return False, []
-            owner = _owner(db, job)
-            return True, [e.JobStarted(agent=owner, job=job, concurrency=concurrency, by=by)]
+            head = db.one("SELECT owner, concurrency FROM agent_jobs WHERE job = ?", (job,))
+            assert head is not None
+            many = concurrency if concurrency is not None else head[1]
+            return True, [e.JobStarted(agent=head[0], job=job, concurrency=many, by=by)]
 
         return await self._store.transact(swarm, op)
 

@@ -1,0 +1,146 @@
+"""Who hears of a job's end, and what a restart makes of one that was paused, cancelled or put back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from core.domain import commands as c
+from core.domain.events import JobEnded, MailQueued, TurnStarted
+from core.jobs.service import JobService
+from tests.core.jobs.room import ROOT, SWARM, Room, hangs, reports, silent
+from tests.core.jobs.test_ownerless import steer
+from tests.core.jobs.test_resume import begun, goes_on
+from tests.core.jobs.test_steering import Gate, serving
+from tests.core.jobs.test_tools import call
+
+SPAWN = {"csv_path": "in.csv", "instruction": "a", "max_concurrency": 1}
+
+
+def told(room: Room) -> list[tuple[str | None, bool]]:
+    return [(event.agent, event.trigger) for event in room.of(MailQueued)]
+
+
+async def rests(service: JobService, job: str) -> None:
+    await asyncio.wait([service._tasks[job]])
+
+
+async def in_a_turn(room: Room) -> None:
+    await room.store.append(SWARM, [TurnStarted(agent=ROOT, turn="t1", cause="input")])
+
+
+async def test_a_paused_job_that_is_cancelled_tells_the_agent_that_does_not_wait(room: Room) -> None:
+    gate = Gate(room)
+    room.csv(2)
+    await in_a_turn(room)
+    async with serving(room) as service:
+        job = (await call(room, service, "spawn_agents_on_csv", **SPAWN, wait=False))["job_id"]
+        await room.until(lambda: room.running == 1)
+        await service.pause(job, "operator")
+        gate.let(1)
+        await rests(service, job)
+        assert await service.cancel(job, "operator")
+    assert told(room) == [(ROOT, True)]
+
+
+async def test_an_agent_that_waits_over_a_pause_hears_of_the_end_once(room: Room) -> None:
+    gate = Gate(room)
+    room.csv(2)
+    await in_a_turn(room)
+    async with serving(room) as service:
+        waiting = asyncio.create_task(call(room, service, "spawn_agents_on_csv", **SPAWN))
+        await room.until(lambda: room.running == 1)
+        (job,) = room.store.state(SWARM).jobs
+        await service.pause(job, "operator")
+        gate.let(2)
+        await rests(service, job)
+        await service.proceed(job, "operator")
+        assert (await waiting)["status"] == "completed"
+    assert told(room) == []
+
+
+@pytest.mark.parametrize("then", ["proceed", "cancel"])
+async def test_an_agent_interrupted_while_its_job_is_paused_is_told_and_not_woken(
+    room: Room, then: str
+) -> None:
+    gate = Gate(room)
+    room.csv(2)
+    await in_a_turn(room)
+    async with serving(room) as service:
+        waiting = asyncio.create_task(call(room, service, "spawn_agents_on_csv", **SPAWN))
+        await room.until(lambda: room.running == 1)
+        (job,) = room.store.state(SWARM).jobs
+        await service.pause(job, "operator")
+        gate.let(2)
+        await rests(service, job)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await getattr(service, then)(job, "operator")
+        await service.wait(job)
+    assert told(room) == [(ROOT, False)]
+
+
+async def test_a_job_that_was_being_cancelled_when_its_engine_ended_is_not_run_on(room: Room) -> None:
+    room.behave = hangs
+    async with begun(room, rows=3, at_work=1, max_concurrency=1) as job:
+        # What the engine recorded before it was killed.
+        await room.store.jobs.cancelling(SWARM, job, "nora")
+        await goes_on(room)
+    assert (room.job(job).status, room.job(job).pending, len(room.workers)) == ("cancelled", 3, 1)
+    assert [event.by for event in room.of(JobEnded)] == ["nora"]
+
+
+async def test_a_job_cancelled_in_its_pause_runs_when_its_rows_are_put_back(room: Room) -> None:
+    room.behave = silent
+    room.csv(2)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request(max_concurrency=1))
+        await room.until(lambda: room.job(job).failed == 1)
+        await service.pause(job, "operator")
+        await rests(service, job)
+        if not room.job(job).ended:
+            await service.cancel(job, "operator")
+    assert room.job(job).status == "cancelled"
+    assert room.job(job).paused_by == ""
+    assert (await steer(room, c.RetryRows, job)).value["changed"]
+    room.behave = reports
+    await goes_on(room)
+    assert (room.job(job).status, room.job(job).failed) == ("completed", 0)
+
+
+async def test_a_cancel_that_comes_before_the_runner_writes_no_file(room: Room) -> None:
+    room.behave = silent
+    room.csv(1)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request())
+        await service.wait(job)
+        output = room.job(job).output_path
+        assert output is not None
+        await asyncio.to_thread((room.folder / output).unlink)
+        room.behave = reports
+        retrying = asyncio.create_task(service.retry(job, [], "operator"))
+        await room.until(lambda: room.job(job).status == "pending")
+        cancelled = await service.cancel(job, "operator")
+        await retrying
+        await service.wait(job)
+        assert cancelled
+        assert room.job(job).status == "cancelled"
+        assert not (room.folder / output).exists()
+        assert len(room.workers) == 1
+
+
+async def test_concurrency_set_while_a_job_is_let_go_on_is_kept(room: Room) -> None:
+    gate = Gate(room)
+    room.csv(8)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request(max_concurrency=1))
+        await room.until(lambda: room.running == 1)
+        await service.pause(job, "operator")
+        gate.let(1)
+        await rests(service, job)
+        changed, _ = await asyncio.gather(service.resize(job, 3, "operator"), service.proceed(job, "another"))
+        assert changed == (True, 3)
+        await room.until(lambda: room.running > 0)
+        await room.until(lambda: room.running == room.job(job).concurrency)
+        assert room.running == 3
