@@ -358,6 +358,15 @@ class Swarm:
                 if not watchers:
                     del self._watchers[thread]
 
+    async def words(self, thread: str) -> None:
+        """Wait until the operator has typed something for an agent that no turn has taken yet."""
+        agent = self.live(thread)
+        happened = asyncio.Event()
+        with self.watching([thread], happened):
+            while not agent.has_input():
+                happened.clear()
+                await happened.wait()
+
     # --- stopping ----------------------------------------------------------------------------------------
 
     def is_closed(self, thread: str) -> bool:

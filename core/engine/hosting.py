@@ -165,5 +165,8 @@ def _tools(hosted: Hosted, spec: AgentSpec) -> list[Tool]:
     if config.subagents:
         tools += control_tools(hosted.swarm)
     if hosted.settings.jobs.enabled and depth(spec.path) < config.limits.max_depth:
-        tools += [SpawnAgentsOnCsv(hosted.jobs), *asking_tools(hosted.jobs, config.limits)]
+        tools += [
+            SpawnAgentsOnCsv(hosted.jobs),
+            *asking_tools(hosted.jobs, config.limits, hosted.swarm.words),
+        ]
     return tools

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from core.jobs.service import OUT_OF_MEANS, JobService
 from core.safety.text import clean_line, shorten
 from core.tools.base import Tool, ToolArgs, ToolContext, ToolError, ToolOutput
 
+Words = Callable[[str], Coroutine[Any, Any, None]]
 FOR_EXISTING = "For a job that exists already. "
 
 
@@ -94,15 +96,16 @@ class WaitAgentJob(JobTool):
     name = "wait_agent_job"
     description = (
         FOR_EXISTING
-        + "Waits until it has ended, until it is out of budget or quota, or until timeout_ms are "
-        "over (timed_out is true then); answers with its status and counters."
+        + "Waits until it has ended, until it is out of budget or quota, until the operator writes to you, "
+        "or until timeout_ms are over (timed_out is true then); answers with its status and counters."
     )
     Args = WaitJobArgs
     timeout = None
 
-    def __init__(self, service: JobService, limits: Limits) -> None:
+    def __init__(self, service: JobService, limits: Limits, words: Words) -> None:
         super().__init__(service)
         self._limits = limits
+        self._words = words
 
     async def run(self, args: WaitJobArgs, ctx: ToolContext) -> ToolOutput:
         limits = self._limits
@@ -116,12 +119,25 @@ class WaitAgentJob(JobTool):
                 ctx.blocked("job", f"job {job[:8]}"),
                 ctx.clock.timeout(max(asked, limits.min_wait_ms) / 1000),
             ):
-                await self.service.wait(job)
+                await self._first(job, ctx.thread)
         except TimeoutError:
             timed_out = not self.service.state(job).ended
         except JobInputError as error:
             raise ToolError(str(error)) from None
         return await self.answer(job, timed_out=timed_out)
+
+    async def _first(self, job: str, thread: str) -> None:
+        """Until the job's end, or the operator's words. Raises JobInputError."""
+        ended = asyncio.create_task(self.service.wait(job), name=f"wait for job {job}")
+        typed = asyncio.create_task(self._words(thread), name=f"words for {thread}")
+        try:
+            await asyncio.wait({ended, typed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, typed):
+                task.cancel()
+            await asyncio.wait({ended, typed})
+        if not ended.cancelled():
+            ended.result()
 
 
 class ExportAgentJobCsv(JobTool):
@@ -149,11 +165,12 @@ class ExportAgentJobCsv(JobTool):
         return await self.answer(job)
 
 
-def asking_tools(service: JobService, limits: Limits) -> list[Tool]:
-    """`limits`: those of wait_agent hold for wait_agent_job, too."""
+def asking_tools(service: JobService, limits: Limits, words: Words) -> list[Tool]:
+    """`limits`: those of wait_agent hold for wait_agent_job, too. `words` returns when the operator has typed
+    something for the agent with that thread id."""
     return [
         RunAgentJob(service),
         GetAgentJobStatus(service),
-        WaitAgentJob(service, limits),
+        WaitAgentJob(service, limits, words),
         ExportAgentJobCsv(service),
     ]

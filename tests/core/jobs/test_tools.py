@@ -11,7 +11,7 @@ import pytest
 
 from core.domain.events import JobEnded, JobExported, JobStarted, MailQueued
 from core.domain.limits import Limits
-from core.jobs.asking import asking_tools
+from core.jobs.asking import Words, asking_tools
 from core.jobs.service import JobService
 from core.jobs.tools import SpawnAgentsOnCsv
 from core.tools.base import Tool, ToolError, parse_args
@@ -29,8 +29,13 @@ async def service(room: Room) -> AsyncIterator[JobService]:
         await made.aclose()
 
 
-def tools(service: JobService) -> dict[str, Tool]:
-    made = [SpawnAgentsOnCsv(service), *asking_tools(service, LIMITS)]
+async def silence(thread: str) -> None:
+    """The operator types nothing."""
+    await asyncio.Event().wait()
+
+
+def tools(service: JobService, words: Words = silence) -> dict[str, Tool]:
+    made = [SpawnAgentsOnCsv(service), *asking_tools(service, LIMITS, words)]
     return {tool.name: tool for tool in made}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core.domain import events as e
-from core.domain.commands import Interrupt
+from core.domain.commands import Interrupt, SendInput
 from tests.core.agents.scenarios import call, scenario, step
 from tests.core.agents.stage import WAIT, outputs
 from tests.core.harness import Watched, engine, settings_for, swarm
@@ -112,6 +112,30 @@ async def test_a_job_of_another_agent_is_waited_for_asked_about_and_exported(tmp
     exported = json.loads(outputs(watched, "/root", "export_agent_job_csv")[0])
     assert exported["output_csv_path"] == str(settings.cwd / "mine.csv")
     assert (settings.cwd / "mine.csv").read_bytes() == (settings.cwd / "out.csv").read_bytes()
+
+
+async def test_the_operators_words_end_the_wait_for_a_job(tmp_path: Path) -> None:
+    agents = {
+        "/root": [
+            step(call("spawn_agents_on_csv", **SPAWN, wait=False)),
+            step(call("wait_agent_job", job_id="count", timeout_ms=600_000)),
+            step(text="heard: {last_message}"),
+        ]
+    }
+    async with engine(playing(tmp_path, agents, 60_000)) as client, swarm(client) as watched:
+        await watched.until(
+            lambda s: (
+                s.agents[watched.root].wait is not None and any(job.running == 3 for job in s.jobs.values())
+            )
+        )
+        await client.send(SendInput(swarm=watched.swarm, thread=watched.root, text="leave it"))
+        await watched.until(lambda s: len(watched.of(e.TurnCompleted, "/root")) == 1)
+        [job] = watched.state.jobs.values()
+        assert not job.ended
+    waited = json.loads(outputs(watched, "/root", "wait_agent_job")[0])
+    assert (waited["status"], waited["timed_out"]) == ("running", False)
+    [turn] = watched.of(e.TurnCompleted, "/root")
+    assert turn.message == "heard: leave it"
 
 
 @pytest.mark.parametrize("setting", ["detach", "cancel"])
