@@ -145,11 +145,11 @@ async def test_nothing_of_it_is_left_in_memory(settings: Settings) -> None:
             found = (hosted.swarm, hosted.jobs, hosted.swarm.root, hosted.swarm.model, hosted.swarm.state)
             kept += [weakref.ref(part) for part in found[:4]]
             del hosted, found
-        assert len(here.engine._hosting._models) == 3
+        assert len(here.engine._hosting.models) == 3
         await here.pass_idle_time()
         gc.collect()
         assert [ref() for ref in kept] == [None] * len(kept)
-        assert len(here.engine._hosting._models) == 0
+        assert len(here.engine._hosting.models) == 0
         assert not here.engine.store._writer.swarms
 
 
@@ -200,13 +200,13 @@ async def test_clients_of_one_server_share_one_connection_until_the_last_is_gone
     server = settings.model_copy(update={"base_url": "http://127.0.0.1:9/v1", "model": "m"})
     async with desk(server) as here:
         first, second = await here.start(None), await here.start(None)
-        assert len(here.engine._hosting._models) == 1
+        assert len(here.engine._hosting.models) == 1
         async with here.following(*first):
             await here.pass_idle_time()
             assert (here.engine.runs(first[0]), here.engine.runs(second[0])) == (True, False)
-            assert len(here.engine._hosting._models) == 1
+            assert len(here.engine._hosting.models) == 1
         await here.pass_idle_time()
-        assert len(here.engine._hosting._models) == 0
+        assert len(here.engine._hosting.models) == 0
 
 
 async def test_a_swarm_that_cannot_be_resumed_leaves_no_client_behind(settings: Settings) -> None:
@@ -214,4 +214,4 @@ async def test_a_swarm_that_cannot_be_resumed_leaves_no_client_behind(settings: 
         swarm, _ = await one.start()
         reply = await two.client.send(c.ResumeSwarm(swarm=swarm))
         assert (reply.ok, reply.code) == (False, "owned")
-        assert len(two.engine._hosting._models) == 0
+        assert len(two.engine._hosting.models) == 0

@@ -192,7 +192,7 @@ def test_a_signal_ends_what_agents_run_and_keeps_the_record(
 
 def running(folder: Path) -> list[str]:
     """The processes that follow the folder's endless file, whoever is their parent by now."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if line.startswith(f"tail -f {folder}")]
 
 

@@ -28,6 +28,7 @@ from core.domain.commands import StartSwarm
 from core.domain.limits import LimitError
 from core.domain.paths import PathError, depth
 from core.domain.status import SETTLED
+from core.engine.models import ModelPool
 from core.models.types import Completed, ModelClient, ModelEvent, ModelRequest
 from tests.clock import FakeClock, settle
 from tests.core.agents.scenarios import call
@@ -137,7 +138,9 @@ class Machine:
         )
         async with stand(found, self.clock) as self.stand:
             self.puppet = Puppet(self.lived)
-            self.stand.engine._models = self.puppet  # type: ignore[assignment]
+            hosting = self.stand.engine._hosting
+            assert isinstance(hosting.models, ModelPool), "else the puppet would be asked nothing"
+            hosting.models = self.puppet  # type: ignore[assignment]
             if self.id:
                 reply = await self.stand.resume(self.id)
                 assert reply.ok, reply.error
