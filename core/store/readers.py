@@ -60,6 +60,11 @@ _JOB_ATTEMPTS = (
     " LEFT JOIN agents a ON a.thread = t.worker"
     " WHERE i.job = ? AND i.row_index BETWEEN ? AND ? ORDER BY t.item, t.started_at, t.attempt"
 )
+_JOB_STALE = (
+    "SELECT s.item, s.worker, s.reason, s.result, s.at"
+    " FROM agent_job_items i JOIN agent_job_stale_reports s ON s.job = i.job AND s.item = i.item"
+    " WHERE i.job = ? AND i.row_index BETWEEN ? AND ? ORDER BY s.rowid"
+)
 
 
 class Reader:
@@ -354,7 +359,8 @@ class Reader:
             while items := await db.all(_JOB_ROWS, (job, last, ROWS_AT_ONCE)):
                 first, last = items[0][1], items[-1][1]
                 attempts = await db.all(_JOB_ATTEMPTS, (job, first, last))
-                for row in shapes.job_rows(items, attempts, interrupted):
+                stale = await db.all(_JOB_STALE, (job, first, last))
+                for row in shapes.job_rows(items, attempts, stale, interrupted):
                     if status in (None, row["status"]):
                         yield row
 

@@ -244,7 +244,9 @@ def _pace(state: JobState, now: datetime) -> tuple[float | None, int | None]:
     return round(state.done * 60 / seconds, 1), eta
 
 
-def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -> list[dict[str, Any]]:
+def job_rows(
+    items: Sequence[Row], attempts: Sequence[Row], stale: Sequence[Row], interrupted: bool
+) -> list[dict[str, Any]]:
     """Rows of `job rows --json`. `interrupted`: what was at work is no more, its engine has ended."""
     tried: dict[str, list[dict[str, Any]]] = {}
     for item, attempt, worker, status, error, started_at, ended_at, used in attempts:
@@ -260,6 +262,11 @@ def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -
                 "tokens": json.loads(used)["total"] if used else None,
             }
         )
+    refused: dict[str, list[dict[str, Any]]] = {}
+    for item, worker, reason, result, at in stale:
+        refused.setdefault(item, []).append(
+            {"worker": worker, "reason": reason, "result": json.loads(result), "at": at}
+        )
     return [
         {
             "item_id": item,
@@ -269,6 +276,7 @@ def job_rows(items: Sequence[Row], attempts: Sequence[Row], interrupted: bool) -
             "attempts": tried.get(item, []),
             "result": json.loads(result) if result is not None else None,
             "last_error": error,
+            "stale_reports": refused.get(item, []),
         }
         for item, row_index, source_id, status, result, error in items
     ]

@@ -355,7 +355,7 @@ def test_what_has_ended_stays_as_it_is(shell: Shell, counting: str) -> None:
 def test_rows_tell_of_each_try(shell: Shell, counting: str) -> None:
     found = shell.json("job", "rows", counting)["rows"]
     assert [list(row) for row in found] == [
-        ["item_id", "row_index", "source_id", "status", "attempts", "result", "last_error"]
+        ["item_id", "row_index", "source_id", "status", "attempts", "result", "last_error", "stale_reports"]
     ] * 3
     assert (found[0]["result"], found[0]["last_error"]) == ({"lines": 2}, None)
     [tried] = found[1]["attempts"]

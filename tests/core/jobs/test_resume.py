@@ -71,6 +71,11 @@ async def test_the_rest_is_done_and_what_was_reported_stays(room: Room) -> None:
         assert not answer["accepted"]
         assert "no longer yours" in answer["reason"]
         assert room.job(job).completed == 5
+        shown = {row["item_id"]: row async for row in room.store.reader.job_rows(job)}
+        [late] = shown["row-2"]["stale_reports"]
+        assert (late["worker"], late["reason"]) == (first["row-2"].thread, answer["reason"])
+        assert late["result"] == {"item": "row-2"}
+        assert shown["row-4"]["stale_reports"] == []
 
 
 async def test_between_the_engines_nobody_may_report(room: Room) -> None:
