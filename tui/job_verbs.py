@@ -179,8 +179,9 @@ def _cancelled(result: Result) -> list[str]:
         ]
     if result.value["could"] and result.dry_run:
         return [f"job {result.short} would be cancelled{stopped}"]
-    why = "is being cancelled already" if result.value["could"] else _ended(result.before)
-    return [_nothing(result, why)]
+    if result.after.cancelling:
+        return [_nothing(result, "is being cancelled already")]
+    return [_nothing(result, _ended(result.after) if result.after.ended else "is ending already")]
 
 
 def _retried(result: Result) -> list[str]:

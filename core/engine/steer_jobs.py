@@ -29,6 +29,8 @@ async def steer_job(command: JobSteering, jobs: JobService, state: SwarmState) -
             could = job.status == "paused" or (job.status == "pending" and not jobs.runs(job.job))
             return {"changed": not dry and await jobs.proceed(job.job, by), "could": could}
         case c.CancelJob():
+            if not job.ended:
+                jobs.refuse_when_closed()
             changed = not dry and await jobs.cancel(job.job, by)
             return {"changed": changed, "could": not job.ended, "running": job.running}
         case c.SetJob():

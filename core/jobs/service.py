@@ -290,7 +290,7 @@ class JobService:
 
     async def pause(self, job: str, by: str) -> bool:
         """Start no further rows; those at work go on to their ends. False if it is paused or has ended."""
-        self._refuse_when_closed()
+        self.refuse_when_closed()
         # First the runner, which then ends no job for want of rows that it may not have.
         if (runner := self._running(job)) is not None:
             runner.pause()
@@ -298,7 +298,7 @@ class JobService:
 
     async def proceed(self, job: str, by: str) -> bool:
         """Go on with a paused job, or run one whose rows were put back. False if it runs, or has ended."""
-        self._refuse_when_closed()
+        self.refuse_when_closed()
         state = self._store.state(self.swarm).jobs[job]
         if state.ended or (state.status == "running" and self.runs(job)):
             return False
@@ -312,7 +312,7 @@ class JobService:
     async def resize(self, job: str, concurrency: int, by: str) -> tuple[bool, int]:
         """Change how many rows are worked on side by side; whether that changed, and what it is now: at most
         the swarm's slots."""
-        self._refuse_when_closed()
+        self.refuse_when_closed()
         concurrency = max(1, min(concurrency, self.slots))
         changed = await self._store.jobs.change(self.swarm, job, concurrency, by)
         if changed and (runner := self._running(job)) is not None:
@@ -322,7 +322,7 @@ class JobService:
     async def retry(self, job: str, items: Sequence[str], by: str, *, dry_run: bool = False) -> int:
         """Put `items`, or all rows that failed, back into the queue; how many. A job that has ended runs
         again; a paused one stays paused. Raises NotFound or RowsBusy."""
-        self._refuse_when_closed()
+        self.refuse_when_closed()
         moved = await self._store.jobs.retry(self.swarm, job, items, by, dry_run=dry_run)
         if moved and not dry_run:
             await self._queue_changed(job, by)
@@ -330,7 +330,7 @@ class JobService:
 
     async def skip(self, job: str, items: Sequence[str], by: str, *, dry_run: bool = False) -> int:
         """Take rows out of the job that nobody works on; how many. Raises NotFound or RowsBusy."""
-        self._refuse_when_closed()
+        self.refuse_when_closed()
         moved = await self._store.jobs.skip(self.swarm, job, items, by, dry_run=dry_run)
         if moved and not dry_run and (runner := self._running(job)) is not None:
             runner.requeued()
@@ -356,7 +356,8 @@ class JobService:
         """Its runner, if it still takes a hint; one that is only about to run needs none."""
         return self._runners.get(job) if self.runs(job) else None
 
-    def _refuse_when_closed(self) -> None:
+    def refuse_when_closed(self) -> None:
+        """Raises JobInputError when the engine stops: nothing that is asked of a job would happen."""
         if self._closed:
             raise JobInputError("the swarm is ending; its jobs stay as they are")
 

@@ -8,6 +8,8 @@ import pytest
 
 from core.domain import commands as c
 from core.domain.events import JobEnded, MailQueued, TurnStarted
+from core.engine.steer_jobs import steer_job
+from core.jobs.errors import JobInputError
 from core.jobs.service import JobService
 from tests.core.jobs.room import ROOT, SWARM, Room, hangs, reports, silent
 from tests.core.jobs.test_ownerless import steer
@@ -144,3 +146,18 @@ async def test_concurrency_set_while_a_job_is_let_go_on_is_kept(room: Room) -> N
         await room.until(lambda: room.running > 0)
         await room.until(lambda: room.running == room.job(job).concurrency)
         assert room.running == 3
+
+
+async def test_a_cancel_while_the_engine_stops_is_refused_and_not_taken_for_one_that_works(
+    room: Room,
+) -> None:
+    room.behave = hangs
+    room.csv(1)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request())
+        await room.until(lambda: room.running == 1)
+        await service.aclose()
+        command = c.CancelJob(swarm=SWARM, job=job, author="nora")
+        with pytest.raises(JobInputError, match="the swarm is ending"):
+            await steer_job(command, service, room.store.state(SWARM))
+    assert room.job(job).cancelling == ""
