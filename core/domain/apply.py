@@ -92,6 +92,9 @@ def _swarm_started(state: SwarmState, event: e.SwarmStarted, changes: Changes) -
 def _swarm_resumed(state: SwarmState, event: e.SwarmResumed, changes: Changes) -> None:
     for name in ("server", "approval_policy", "sandbox", "sandboxed", "unattended", "slots"):
         setattr(state, name, getattr(event, name))
+    for job in list(state.jobs.values()):
+        if not job.ended:
+            _job_set(state, changes, job, pace_from=event.at, pace_done=job.done)
     changes.swarm = True
 
 
@@ -382,6 +385,8 @@ def _job_started(state: SwarmState, event: e.JobStarted, changes: Changes) -> No
             concurrency=event.concurrency,
             paused_by="",
             pause_reason="",
+            pace_from=event.at,
+            pace_done=job.done,
         )
         changes.swarm = True
 
@@ -416,7 +421,8 @@ def _job_row_moved(state: SwarmState, event: e.JobRowMoved, changes: Changes) ->
     job = state.jobs.get(event.job)
     if job is not None and event.source != event.status:
         fields = {event.source: getattr(job, event.source) - 1, event.status: getattr(job, event.status) + 1}
-        _job_set(state, changes, job, **fields)
+        moved = replace(job, **fields)
+        _job_set(state, changes, moved, pace_done=job.pace_done + moved.done - job.done)
 
 
 def _job_report_refused(state: SwarmState, event: e.JobReportRefused, changes: Changes) -> None:

@@ -156,6 +156,10 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     pause_reason: str = ""
     cancelling: str = ""
     """Who asked for its end, while its workers are being stopped."""
+    pace_from: datetime | None = None
+    """When it went on last, after a pause or the end of its engine: its pace is measured from there."""
+    pace_done: int = 0
+    """Rows that were over then, or that an operator has taken out since."""
 
     @property
     def done(self) -> int:

@@ -74,7 +74,7 @@ _FIRST = [
         failed INTEGER NOT NULL, skipped INTEGER NOT NULL, created_at TEXT NOT NULL, started_at TEXT,
         ended_at TEXT, last_error TEXT NOT NULL, refused INTEGER NOT NULL DEFAULT 0,
         paused_by TEXT NOT NULL DEFAULT '', pause_reason TEXT NOT NULL DEFAULT '',
-        cancelling TEXT NOT NULL DEFAULT '',
+        cancelling TEXT NOT NULL DEFAULT '', pace_from TEXT, pace_done INTEGER NOT NULL DEFAULT 0,
         headers TEXT NOT NULL DEFAULT '[]', output_schema TEXT, raw INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER NOT NULL DEFAULT 1, max_runtime_seconds REAL NOT NULL DEFAULT 1800,
         auto_export INTEGER NOT NULL DEFAULT 1, model TEXT, role TEXT, stopped_by TEXT,

@@ -231,17 +231,18 @@ def job_with_details(
 
 
 def _pace(state: JobState, now: datetime) -> tuple[float | None, int | None]:
-    """Rows per minute since the start, and seconds to go at that pace; None while unknown."""
-    if state.started_at is None or not state.done:
+    """Rows per minute since it went on last, and seconds to go at that pace; None while unknown."""
+    done = state.done - state.pace_done
+    if state.pace_from is None or done <= 0:
         return None, None
     if not state.ended and state.status != "running":
         return None, None
-    seconds = ((state.ended_at or now) - state.started_at).total_seconds()
+    seconds = ((state.ended_at or now) - state.pace_from).total_seconds()
     if seconds <= 0:
         return None, None
     left = state.total - state.done
-    eta = round(left * seconds / state.done) if state.status == "running" else None
-    return round(state.done * 60 / seconds, 1), eta
+    eta = round(left * seconds / done) if state.status == "running" else None
+    return round(done * 60 / seconds, 1), eta
 
 
 def job_rows(

@@ -161,3 +161,30 @@ async def test_a_cancel_while_the_engine_stops_is_refused_and_not_taken_for_one_
         with pytest.raises(JobInputError, match="the swarm is ending"):
             await steer_job(command, service, room.store.state(SWARM))
     assert room.job(job).cancelling == ""
+
+
+async def test_the_pace_is_that_since_the_job_went_on(room: Room) -> None:
+    gate = Gate(room)
+    room.csv(6)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request(max_concurrency=1))
+        await room.until(lambda: room.running == 1)
+        await room.clock.advance(30)
+        await service.pause(job, "operator")
+        gate.let(1)
+        await rests(service, job)
+        await room.clock.advance(36_000)
+        await service.proceed(job, "operator")
+        await room.until(lambda: room.running == 1)
+        shown = await service.summary(job)
+        assert (shown["rate_per_minute"], shown["eta_seconds"]) == (None, None)
+        await room.clock.advance(30)
+        gate.let(1)
+        await room.until(lambda: room.job(job).completed == 2 and room.running == 1)
+        shown = await service.summary(job)
+        assert (shown["rate_per_minute"], shown["eta_seconds"]) == (2.0, 120)
+        # What an operator takes out is not work that was done.
+        await service.skip(job, ["row-6"], "operator")
+        shown = await service.summary(job)
+        assert (shown["rate_per_minute"], shown["eta_seconds"]) == (2.0, 90)
+        assert (await room.store.reader.job(job))["rate_per_minute"] == 2.0
