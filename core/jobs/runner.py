@@ -307,6 +307,9 @@ class JobRunner:
         )
         if became == "pending":
             self._drained = False
+        elif became is None and (by := (await self._store.jobs.stored(self.plan.job)).stopped_by):
+            # Its worker was stopped with an accepted report on its lips, which may have ended the job.
+            self.stop(by)
         self._settle(claim)
 
     def _settle(self, claim: Claim) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from core.domain.events import JobEnded, MailQueued, TurnStarted
 from core.engine.steer_jobs import steer_job
 from core.jobs.errors import JobInputError
 from core.jobs.service import JobService
-from tests.core.jobs.room import ROOT, SWARM, Room, hangs, reports, silent
+from core.jobs.workers import Outcome
+from tests.core.jobs.room import DONE, ROOT, SWARM, Room, Worker, hangs, reports, silent
 from tests.core.jobs.test_ownerless import steer
 from tests.core.jobs.test_resume import begun, goes_on
 from tests.core.jobs.test_steering import Gate, serving
@@ -188,3 +190,29 @@ async def test_the_pace_is_that_since_the_job_went_on(room: Room) -> None:
         shown = await service.summary(job)
         assert (shown["rate_per_minute"], shown["eta_seconds"]) == (2.0, 90)
         assert (await room.store.reader.job(job))["rate_per_minute"] == 2.0
+
+
+async def test_a_report_that_stops_the_job_counts_when_its_worker_is_stopped_at_that_moment(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = room.store.jobs.report
+
+    async def taken_and_not_heard(*args: Any, **more: Any) -> tuple[bool, str]:
+        await report(*args, **more)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def stops(worker: Worker) -> Outcome:
+        await worker.report(stop=True)
+        return DONE
+
+    monkeypatch.setattr(room.store.jobs, "report", taken_and_not_heard)
+    room.behave = stops
+    room.csv(3)
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request(max_concurrency=1, max_runtime_seconds=5))
+        await room.until(lambda: room.job(job).completed == 1)
+        monkeypatch.undo()
+        await room.clock.advance(6)
+        summary = await service.wait(job)
+    assert (summary["status"], summary["completed_items"], summary["pending_items"]) == ("cancelled", 1, 2)
