@@ -180,6 +180,8 @@ def close(so_far: Run, code: int | None) -> None:
         done = f"{job.completed} of {job.total} rows done, {job.failed} failed"
         say(f"{done}; results so far are stored: watchroom job show {so_far.short}")
     if job is not None and job.ended:
+        if job.status == "completed" and so_far.error is not None:
+            say(f"write them elsewhere: watchroom job export {so_far.short} --output FILE")
         if job.failed:
             say(f"try the failed rows again: watchroom job retry {so_far.short}")
         return

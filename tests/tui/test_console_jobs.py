@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from tests.tui.stage import audit_client, ready, screen_text, stage
 from tests.tui.story import JOB, SWARM, Story, audit
 from tui.app import WatchroomApp
 from tui.screens.confirm import ConfirmScope
+from tui.widgets.job_table import columns
 
 WIDE, MEDIUM, NARROW = (160, 45), (120, 35), (80, 24)
 SIZES = [WIDE, MEDIUM, NARROW]
@@ -59,6 +62,44 @@ async def test_space_pauses_the_job_and_lets_it_go_on(size: tuple[int, int]) -> 
         await press(pilot, "space")
         assert client.sent[-1] == ContinueJob(swarm=SWARM, job=JOB)
         assert "job score-csv goes on" in screen_text(app)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_paused_job_has_no_end_in_sight(size: tuple[int, int]) -> None:
+    story, client, app = told()
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await press(pilot, "J")
+        assert "eta " in screen_text(app)
+        client.push(story.add(e.JobPaused(job=JOB, by="operator")))
+        await ready(pilot)
+        assert "eta " not in screen_text(app)
+        assert "/min" not in screen_text(app)
+        client.push(story.add(e.JobStarted(job=JOB, concurrency=2), 90_000))
+        await ready(pilot)
+        assert "eta " not in screen_text(app)  # nothing is known of its pace since it goes on
+
+
+async def test_the_time_left_of_a_long_job_has_its_minutes() -> None:
+    _, _, app = told()
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        job = app.swarm_screen.view.state.jobs[JOB]
+        assert job.pace_from is not None
+        longer = replace(job, pace_from=job.pace_from - timedelta(hours=1))
+        app.swarm_screen.view.state.jobs[JOB] = longer
+        app.swarm_screen.tick()
+        app.swarm_screen.tick_lists()
+        await ready(pilot)
+        assert len(re.findall(r"eta \d+h\d\dm", screen_text(app))) == 2  # the head, and the job's own
+
+
+def test_names_that_come_round_again_are_told_apart() -> None:
+    assert columns(160).agent > len("starling the 22nd")
+    assert columns(110).agent > len("starling the 22nd")
+    for width in range(40, 200):
+        item, name, result = columns(width)
+        assert min(item, name, result) >= 0
 
 
 async def test_a_pause_says_who_and_why() -> None:
@@ -216,6 +257,7 @@ async def test_a_filter_leaves_the_rows_that_failed_and_says_so() -> None:
         await press(pilot, "J", "v")
         assert items(app) == ["acme-003.json", "acme-017.json", "acme-041.json"]
         assert "only failed" in screen_text(app)
+        assert "no row of this job" not in screen_text(app)
         await press(pilot, "g", "j", "r", "r")
         assert client.sent == [RetryRows(swarm=SWARM, job=JOB, items=("item-17",))]
         await press(pilot, "v")
@@ -223,6 +265,15 @@ async def test_a_filter_leaves_the_rows_that_failed_and_says_so() -> None:
         await press(pilot, "v", "v", "v", "v")
         assert "only" not in screen_text(app)
         assert app.swarm_screen.table.row_count() == 120
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_filter_and_order_are_never_cut(size: tuple[int, int]) -> None:
+    _, _, app = told()
+    async with app.run_test(size=size) as pilot:
+        await ready(pilot)
+        await press(pilot, "J", "v", "v", "o", "o", "O")
+        assert "only running, by tries reversed" in screen_text(app)
 
 
 async def test_orders_and_their_reverse() -> None:
@@ -264,6 +315,7 @@ async def test_a_filter_that_leaves_nothing_shows_an_empty_table() -> None:
         await ready(pilot)
         await press(pilot, "J", "v", "j", "k", "G", "enter", "s")
         assert items(app) == []
+        assert "no row of this job is failed; v shows others" in screen_text(app)
         assert client.sent == []
 
 

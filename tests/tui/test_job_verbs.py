@@ -266,13 +266,14 @@ def test_an_output_that_cannot_be_written_is_exit_1_and_the_results_stay(shell: 
     words = worker(folder, "rmdir deep; echo > deep; echo done")
     ran = run(shell, *words, "--output", "deep/out.csv")
     assert (ran.code, ran.out) == (exits.ERROR, "")
-    said = ran.err.splitlines()[-2:]
+    said = ran.err.splitlines()[-3:]
     assert said[0].startswith(f"watchroom: the output {folder}/deep/out.csv cannot be written: ")
     job = only_job(shell)
     short = job["job_id"][:8]
     assert said[1].endswith(
         f"5 of 5 rows done, 0 failed; results so far are stored: watchroom job show {short}"
     )
+    assert said[2] == f"watchroom: write them elsewhere: watchroom job export {short} --output FILE"
     assert (job["completed_items"], job["last_error"] is None) == (len(FILES), False)
 
 

@@ -15,6 +15,7 @@ from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import STYLES, UNICODE, WORST, Glyphs, agent_look, agent_state, row_look
 from tui.paint import Line, spread, width_of
+from tui.progress import duration
 from tui.widgets.head import job_rate, join, progress_bar, state_counts
 from tui.widgets.painted import Painted
 
@@ -240,9 +241,13 @@ class JobHead(Painted):
                 (text.cut(job.name, width // 4), "fg+b"),
             ],
             [(f"{look.glyph} {look.word}", look.style), *_about(job, width)],
-            [(f"{job.done}/{job.total} ", "fg"), *progress_bar(job, 12 if width < 100 else 20, self.glyphs)],
         ]
-        if shown := self.table.words():
+        done: Line = [(f"{job.done}/{job.total}", "fg")]
+        shown = self.table.words()
+        if not shown or width >= 140:  # what the table leaves out is more than a picture of the counts
+            done += [(" ", "fg"), *progress_bar(job, 12 if width < 100 else 20, self.glyphs)]
+        parts.append(done)
+        if shown:
             parts.append([(shown, "amber")])
         if job.failed:
             parts.append([(f"{self.glyphs.states['failed']}{job.failed}", "red")])
@@ -251,7 +256,7 @@ class JobHead(Painted):
         if rate and width >= 100:
             parts.append([(f"{rate:.1f}/min", "muted")])
         if left is not None:
-            parts.append([(f"eta {text.age(left)}", "muted")])
+            parts.append([(f"eta {duration(left)}", "muted")])
         return join(parts, "  ")
 
 

@@ -11,6 +11,7 @@ from core.view.swarm import SwarmView
 from tui import text
 from tui.glyphs import UNICODE, WORST, Glyphs, agent_look, agent_state
 from tui.paint import Line, spread, width_of
+from tui.progress import duration
 from tui.widgets.painted import Painted
 
 GAP = "   "
@@ -37,11 +38,13 @@ def state_counts(view: SwarmView, now: datetime) -> dict[str, int]:
 
 
 def job_rate(job: JobState, now: datetime) -> tuple[float, float | None]:
-    """Rows per minute since the start, and the seconds that are left at that rate (None: unknown or over)."""
-    if job.started_at is None or not job.done:
+    """Rows per minute since it went on last, and the seconds that are left at that rate (None: unknown or
+    over). A job that is paused has neither."""
+    done = job.done - job.pace_done
+    if job.pace_from is None or done <= 0 or job.status == "paused":
         return 0.0, None
-    seconds = max(((job.ended_at or now) - job.started_at).total_seconds(), 0.1)
-    rate = job.done / seconds
+    seconds = max(((job.ended_at or now) - job.pace_from).total_seconds(), 0.1)
+    rate = done / seconds
     left = None if job.ended else (job.total - job.done) / rate
     return rate * 60, left
 
@@ -137,7 +140,7 @@ class HeadLine(Painted):
             line += [(" ", "fg"), *progress_bar(job, 8, self.glyphs)]
         _, left = job_rate(job, now)
         if left is not None and width >= 100:
-            line.append((f"  eta {text.age(left)}", "muted"))
+            line.append((f"  eta {duration(left)}", "muted"))
         return line
 
     def _warnings(self) -> Line:

@@ -36,7 +36,8 @@ class Columns(NamedTuple):
 def columns(width: int) -> Columns:
     """The columns of the table; row, state, try and took have fixed widths."""
     room = width - 3 - 6 - 11 - 5 - 9 - 2
-    agent = 10 if width >= 70 else 0
+    # Names come round again as "the 22nd": in a job of many rows the number is what tells them apart.
+    agent = 20 if width >= 110 else 10 if width >= 70 else 0
     item = max(min(26, (room - agent) // 2), 8)
     return Columns(item, agent, max(room - agent - item, 0))
 
@@ -280,7 +281,10 @@ class JobTable(LineView):
         return [line]
 
     def heading(self, width: int) -> Line:
-        """The names of the columns, over them."""
+        """The names of the columns, over them; of a table that a filter has emptied, that it has."""
+        if self.filter and self._order == []:
+            word = row_look(FILTERS[self.filter], self.glyphs).word
+            return [(f"   no row of this job is {word}; v shows others", "muted")]
         item, agent, result = columns(width)
         return [
             (f"  {'row':>6}  ", "muted"),
