@@ -57,6 +57,9 @@ class JobRows:
             return
         if isinstance(event, JobRowClaimed):
             fields = {"status": "running", "worker": event.worker, "started_at": at, "error": None}
+            fields["ended_at"] = None
+        elif event.status == "pending":
+            fields = {"status": "pending", "worker": None, "error": event.error, "ended_at": None}
         else:
             fields = {"status": event.status, "result": event.result, "error": event.error, "ended_at": at}
         self.rows[event.row_index] = replace(row, attempt=event.attempt, **fields)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from core.domain import commands as c
-from core.domain.events import JobEnded, MailQueued, TurnStarted
+from core.domain.commands import JobRowsPage
+from core.domain.events import AnyEvent, JobEnded, MailQueued, TurnStarted
 from core.engine.steer_jobs import steer_job
 from core.jobs.errors import JobInputError
 from core.jobs.service import JobService
 from core.jobs.workers import Outcome
+from core.view.swarm import JobRows, RowEvent
 from tests.core.jobs.room import DONE, ROOT, SWARM, Room, Worker, hangs, reports, silent
 from tests.core.jobs.test_ownerless import steer
 from tests.core.jobs.test_resume import begun, goes_on
@@ -216,3 +219,42 @@ async def test_a_report_that_stops_the_job_counts_when_its_worker_is_stopped_at_
         await room.clock.advance(6)
         summary = await service.wait(job)
     assert (summary["status"], summary["completed_items"], summary["pending_items"]) == ("cancelled", 1, 2)
+
+
+async def test_rows_kept_current_by_events_are_the_rows_of_the_store(room: Room) -> None:
+    async def second_time(worker: Worker) -> Outcome:
+        return await (hangs(worker) if worker.attempt == 2 else silent(worker))
+
+    room.behave = second_time
+    room.csv(2)
+    shown: JobRows | None = None
+
+    async def look(what: str) -> None:
+        rows, _ = await room.store.jobs.page(job, 0, 10)
+        assert shown is not None
+        for kept, row in zip(shown.rows.values(), rows, strict=True):
+            assert (kept.status, kept.worker, kept.result) == (row.status, row.worker, row.result), what
+            assert (kept.ended_at is None) == (row.ended_at is None), what
+
+    def on_commit(swarm: str, events: Sequence[AnyEvent], bodies: Sequence[str] = ()) -> None:
+        for event in events:
+            if shown is not None and isinstance(event, RowEvent):
+                shown.apply(event)
+        room.on_commit(swarm, events, bodies)
+
+    room.store.on_commit = on_commit
+    async with serving(room) as service:
+        job = await service.create(ROOT, room.request(max_concurrency=1, max_attempts=2))
+        shown = JobRows(job)
+        rows, _ = await room.store.jobs.page(job, 0, 10)
+        shown.load(JobRowsPage(rows=tuple(rows), total=2, seq=room.store.state(SWARM).seq))
+        await room.until(lambda: len(room.workers) == 3)
+        await look("tried again")
+        await service.pause(job, "operator")
+    await room.store.jobs.take_over(SWARM, [])
+    await look("given back")
+    room.behave = reports
+    async with serving(room) as service:
+        await service.proceed(job, "operator")
+        await service.wait(job)
+    await look("reported")
