@@ -213,10 +213,13 @@ class JobRunner:
 
     async def _row(self, claim: Claim, group: asyncio.TaskGroup, checker: SchemaChecker | None) -> None:
         """One attempt at one row, until the row is over and its worker is closed."""
-        if self._cancelled_by is not None:
-            await self._row_failed(claim, self._cancelled_text(), final=True)
-            return
         plan = self.plan
+        if self._cancelled_by is not None:
+            # Not begun: it stays pending, as all those do that nobody has claimed.
+            why = self._cancelled_text()
+            await self._store.jobs.give_back(plan.swarm, plan.job, claim.item, claim.worker, why)
+            self._settle(claim)
+            return
         tool = ReportTool(
             jobs=self._store.jobs,
             swarm=plan.swarm,

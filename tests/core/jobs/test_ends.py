@@ -258,3 +258,23 @@ async def test_rows_kept_current_by_events_are_the_rows_of_the_store(room: Room)
         await service.proceed(job, "operator")
         await service.wait(job)
     await look("reported")
+
+
+async def test_a_row_that_was_claimed_and_not_begun_stays_pending_when_its_job_is_cancelled(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.csv(2)
+    async with serving(room) as service:
+        claim = room.store.jobs.claim
+
+        async def cancelled_meanwhile(*args: Any) -> Any:
+            claims = await claim(*args)
+            assert await service.cancel(args[1], "operator")
+            return claims
+
+        monkeypatch.setattr(room.store.jobs, "claim", cancelled_meanwhile)
+        job = await service.create(ROOT, room.request(max_concurrency=1))
+        summary = await service.wait(job)
+    assert room.workers == []
+    assert (summary["status"], summary["failed_items"], summary["pending_items"]) == ("cancelled", 0, 2)
+    assert {row.attempt for row in (await room.stored(job)).values()} == {0}
