@@ -14,6 +14,7 @@ from core.config import Settings
 from core.domain.commands import ContinueJob, ResumeSwarm, RunJob
 from core.domain.state import JobState
 from core.safety.text import clean, clean_line
+from core.store.errors import NotFound, StoreError
 from tui import exits, headless, reading, setup, signals
 from tui.job_follow import MEANS, Run, close, follow, judge, say
 from tui.owners import owner, owner_text
@@ -142,7 +143,10 @@ def resume(args: Namespace) -> int:
     """In the engine that runs it, which is followed, else in one of its own."""
     settings = setup.settings_of(args, asks_model=False)
     author = author_of(args)
-    left = _left(settings, args.id)
+    try:
+        left = _left(settings, args.id)
+    except (NotFound, StoreError) as error:
+        return failed(error, args.json)
     who = owner(settings.home, left.swarm)
     if left.job.ended or args.dry_run:
         return _no_resume(settings, left, who, args)

@@ -390,6 +390,9 @@ def test_rows_tell_of_each_try(shell: Shell, counting: str) -> None:
 def test_a_job_that_is_not_there_or_means_two(shell: Shell, counting: str, words: tuple[str, ...]) -> None:
     verb, *more = words
     assert "no job 'nope'" in shell.refused(exits.ERROR, "job", verb, "nope", *more)
+    if verb != "rows":  # a verb that acts says it on standard output too, for scripts
+        ran = shell("job", verb, "nope", *more, "--json")
+        assert (ran.code, json.loads(ran.out)["error"]["code"]) == (exits.ERROR, "not_found")
     assert is_clean(shell.refused(exits.ERROR, "job", verb, "\x1b]0;x\x07", *more))
     again = ("job", "run", "files.csv", "--instruction", "Count the lines of {path}.", "--name", "count")
     assert shell(*again, "--no-export").code == exits.FAILED_ROWS
