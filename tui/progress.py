@@ -47,14 +47,16 @@ def line(job: JobState, *, rate: float | None = None, width: int | None = None, 
         f"{job.done}/{job.total} {percent}%",
         f"{failed}{job.failed} {running}{job.running} {pending}{job.pending}",
     ]
-    if job.cancelling and not job.ended:
+    if job.ended and job.status != "completed":
+        parts.append(job.status)
+    elif job.cancelling and not job.ended:
         parts.append("cancelling")
     elif job.status == "paused":
         parts.append(f"paused by {clean_line(job.paused_by) or 'the end of its engine'}")
     elif rate is not None:
         parts.append(f"{rate:.1f}/min")
         left = job.pending + job.running
-        if rate > 0 and left:
+        if rate > 0 and left and not job.ended:
             parts.append(f"eta {duration(left / rate * 60)}")
     head, tail = f"job {job.job[:8]} ", " ".join(parts)
     size = BAR if width is None else min(BAR, width - len(head) - len(tail) - 3)

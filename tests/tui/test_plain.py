@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,6 +217,13 @@ def test_the_line_of_the_manual() -> None:
     assert line(job_state(), glyphs=False).endswith("6/30 20% f0 r5 p19")
     assert "eta" not in line(job_state(30, running=0), rate=12.4)
     assert "100%" in line(JobState(job=JOB, name="n"))
+
+
+def test_a_job_that_was_cut_short_says_so_and_has_no_end_in_sight() -> None:
+    cut = msgspec.structs.replace(job_state(running=0), status="cancelled", cancelling="operator")
+    assert line(cut, rate=12.4) == "job 8184e894 [####----------------] 6/30 20% ✗0 ◍0 ◌24 cancelled"
+    whole = msgspec.structs.replace(job_state(30, running=0), status="completed")
+    assert line(whole, rate=12.4).endswith("30/30 100% ✗0 ◍0 ◌0 12.4/min")
 
 
 @given(st.integers(1, 120), st.integers(0, 10**6), st.floats(0.01, 1e6))
