@@ -628,3 +628,17 @@ async def test_quitting_counts_who_waits_for_a_slot_too() -> None:
         await pilot.press("ctrl+q")
         await pilot.pause()
     assert "2 interrupted\n" in (app.return_value or "")
+
+
+async def test_a_command_stays_whole_when_the_terminal_gets_narrow() -> None:
+    """Nothing happens in the swarm meanwhile: the new width alone makes room for it."""
+    story = audit()
+    command = "python3 -B -m unittest discover -s tests -p test_everything.py"
+    story.add(e.ApprovalRequested(agent=ROOT, approval="a9", call="c9", command=command, cwd="/work/demo"))
+    app = stage(audit_client(story))
+    async with app.run_test(size=WIDE) as pilot:
+        await ready(pilot)
+        assert command in on_screen(app)
+        await pilot.resize_terminal(*NARROW)
+        await ready(pilot)
+        assert command in on_screen(app)

@@ -145,6 +145,7 @@ class SwarmScreen(Screen[None]):
         self.roll.styles.height = self.roll.rows_needed(width)
         if self.question.display:
             self.question.fit()
+        self._place_bar(width)
         self._show_pane(self.pane)
 
     @property
@@ -188,12 +189,13 @@ class SwarmScreen(Screen[None]):
         needed = self.roll.rows_needed(self.app.size.width)
         if self.roll.styles.height is None or self.roll.styles.height.value != needed:
             self.roll.styles.height = needed
-        self._place_bar()
+        self._place_bar(self.app.size.width)
         self.app.want_transcript(self.selected)
         self.tick()
 
-    def _place_bar(self) -> None:
-        height = self.needs.height_needed(max(self.app.size.width, 20))
+    def _place_bar(self, width: int) -> None:
+        """Give the bar the lines that it needs at that width: a command must be seen whole to be approved."""
+        height = self.needs.height_needed(max(width, 20))
         if self.needs.display != bool(height):
             self.needs.display = bool(height)
             self.refresh_bindings()
@@ -244,7 +246,7 @@ class SwarmScreen(Screen[None]):
             self.agents.reveal(thread)
         self.transcript.show(thread)
         self.app.want_transcript(thread)
-        self._place_bar()
+        self._place_bar(self.app.size.width)
         self.tick()
         self.refresh_bindings()
 
